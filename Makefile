@@ -1,0 +1,87 @@
+# Every target makes the virtual environment on first use; afterwards that costs nothing.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/requirements.lock
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || {
+	    echo "Python 3.11 or 3.12 is needed; '$(PYTHON)' is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV) (once; several GB, a few minutes) ..."
+	if command -v uv >/dev/null; then
+	    uv venv --quiet --clear --python "$$(command -v $(PYTHON))" $(VENV)
+	    uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
+	else
+	    $(PYTHON) -m venv --clear $(VENV)
+	    $(BIN)/python -m pip install --quiet --progress-bar off -r requirements.lock
+	fi
+	cp requirements.lock $@
+
+.PHONY: help
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: repro
+repro: $(STAMP)  ## Run the whole pipeline on the demo cohort; ends with the report's path
+	python -m pipeline.commands.prune
+	python -m pipeline.commands.inventory
+	python -m pipeline.commands.fetch_weights
+	dvc repro
+	@echo "The report: $(CURDIR)/reports/html/index.html"
+
+.PHONY: study
+study: $(STAMP)  ## Run one study: make study STUDY=ct_contrast
+	@test -n "$(STUDY)" || { echo "Which? make study STUDY=$$(ls studies | head -1)"; exit 2; }
+	cd studies/$(STUDY)
+	export PYTHONPATH=../../
+	python -m pipeline.commands.prune
+	python -m pipeline.commands.inventory
+	python -m pipeline.commands.fetch_weights
+	dvc repro
+	@echo "The report: $(CURDIR)/studies/$(STUDY)/reports/html/index.html"
+
+.PHONY: test
+test: $(STAMP)  ## Lint, types and all tests but the slow ones, in parallel
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -n auto --maxprocesses 8 --dist loadfile
+
+.PHONY: test-all
+test-all: $(STAMP)  ## As test, with the slow ones
+	pytest -n auto --maxprocesses 8 --dist loadfile -m ''
+
+.PHONY: check
+check: $(STAMP)  ## Lint and types only
+	ruff check .
+	ruff format --check .
+	mypy
+
+.PHONY: report
+report: $(STAMP)  ## Make the report again from the tables there are
+	dvc repro report
+	@echo "The report: $(CURDIR)/reports/html/index.html"
+
+.PHONY: gate
+gate: $(STAMP)  ## Compare the metrics with the committed baseline; fails on a regression
+	python -m pipeline.commands.gate
+
+.PHONY: bench
+bench: $(STAMP)  ## Benchmarks, as ratios measured in one run
+	pytest tests/benchmarks -m '' -s
+
+.PHONY: lock
+lock:  ## Resolve the dependencies anew (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet -o requirements.lock
+
+.PHONY: clean
+clean:  ## Delete results and the environment; the cache of DVC stays
+	rm -rf data reports studies/*/data studies/*/reports .venv .mypy_cache .ruff_cache .hypothesis

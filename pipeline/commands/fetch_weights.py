@@ -1,0 +1,178 @@
+"""Bring each backbone's pretrained weights to data/weights, once, and check what they are.
+
+Tried in this order: the entry's own `file` (with its SHA-256); a folder given with --from; torchvision's cache
+under TORCH_HOME; torchvision's download. The graph depends on the result, so no stage needs the network. Where
+nothing is reachable the command says which file to put where; a study with `weights.allow_random: true` (the
+demo) goes on with random weights instead, and everything it prints says so.
+"""
+
+import json
+import shutil
+import socket
+import urllib.error
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from pydantic import model_validator
+from torchvision.models import get_model_weights
+
+from pipeline import cli
+from pipeline.errors import PipelineError
+from pipeline.params import ParamsError, StrictParams, load_names, load_params, nearest
+from pipeline.training.backbone import architecture, input_spec, load_state
+from pipeline.training.checkpoints import WEIGHTS_CARD, file_sha256, save_weights
+
+_TIMEOUT_SECONDS = 20.0
+
+
+class WeightsParams(StrictParams):
+    """Section ``weights``. ``allow_random``: go on without pretrained weights; for a demo, never for a study."""
+
+    allow_random: bool = False
+
+
+class BackboneParams(StrictParams):
+    """An entry under ``backbones``, named as in torchvision's registry.
+
+    ``weights``: an entry of the architecture's weights enum, for torchvision's own files. Or a local ``file``
+    (relative to params.yaml): a state dict of the whole model, with its ``sha256``, a ``description`` of what it
+    was pretrained on, and its ``licence``.
+    """
+
+    weights: str | None = None
+    file: str | None = None
+    sha256: str | None = None
+    description: str | None = None
+    licence: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "BackboneParams":
+        if (self.weights is None) == (self.file is None):
+            raise ValueError("give either `weights` (torchvision's enum entry) or `file`")
+        if self.file is not None and (self.sha256 is None or self.description is None):
+            raise ValueError("a `file` needs its `sha256` and a `description` of what it was pretrained on")
+        if self.sha256 is not None and len(self.sha256) != 64:
+            raise ValueError("sha256 must have 64 hexadecimal digits")
+        return self
+
+
+def find_torchvision_file(name: str, entry: Any, given: Path | None, target: Path) -> Path | None:
+    """The weights enum entry's file: in ``given``, in torch's cache, or downloaded to ``target``; None without.
+
+    torchvision's file names end in the first digits of the SHA-256, which are checked wherever it came from.
+    """
+    file_name = Path(urlparse(entry.url).path).name
+    prefix = file_name.rsplit("-", 1)[-1].split(".")[0]
+    for folder in (given, Path(torch.hub.get_dir()) / "checkpoints"):
+        if folder is not None and (folder / file_name).is_file():
+            found = file_sha256(folder / file_name)
+            if not found.startswith(prefix):
+                raise PipelineError(
+                    f"backbones.{name}: {folder / file_name} has SHA-256 {found}, expected {prefix}..."
+                )
+            return folder / file_name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+    try:
+        torch.hub.download_url_to_file(entry.url, str(target), hash_prefix=prefix, progress=True)
+    except (urllib.error.URLError, OSError) as error:
+        print(f"{name}: no download of {file_name} ({type(error).__name__})")
+        return None
+    except RuntimeError:
+        raise PipelineError(
+            f"backbones.{name}: the download of {file_name} does not have SHA-256 {prefix}..."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+    return target
+
+
+def read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
+    """A plain state dict; code in the file is not run.
+
+    Raises:
+        PipelineError: it is something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise PipelineError(f"backbones.{name}: {path} is no plain state dict ({type(error).__name__})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise PipelineError(f"backbones.{name}: {path} is no plain state dict")
+    return state
+
+
+def fetch(
+    name: str, params: BackboneParams, *, base: Path, given: Path | None, allow_random: bool, out: Path
+) -> str:
+    """Bring one backbone's weights to ``out``; returns what they are, for a person."""
+    spec = input_spec(name)
+    card: dict[str, Any] = {
+        "backbone": name,
+        "input": {"mean": spec.mean, "std": spec.std},
+        "request": params.model_dump(),
+    }
+    if params.file is not None:
+        path = base / params.file
+        if not path.is_file():
+            raise PipelineError(f"backbones.{name}.file: {params.file} is not there")
+        found = file_sha256(path)
+        if found != params.sha256:
+            raise PipelineError(f"backbones.{name}.sha256 is {params.sha256}, but {params.file} has {found}")
+        card |= {"initialisation": "file", "name": params.description, "sha256": found, "licence": params.licence}
+        state = read_state(path, name)
+    else:
+        enum = get_model_weights(name)
+        if params.weights not in enum.__members__:
+            known = list(enum.__members__)
+            raise ParamsError(f"backbones.{name}.weights: no {params.weights}{nearest(str(params.weights), known)}")
+        entry = enum[params.weights]
+        download = out / "download.pth"
+        found_file = find_torchvision_file(name, entry, given, download)
+        if found_file is None:
+            if not allow_random:
+                raise PipelineError(
+                    f"backbones.{name}: no weights. Put {Path(urlparse(entry.url).path).name} (from {entry.url}) "
+                    f"into a folder and run `python -m pipeline.commands.fetch_weights --from FOLDER`"
+                )
+            card |= {"initialisation": "random", "name": "random initialisation, not ImageNet", "sha256": None}
+            state = architecture(name, seed=0).state_dict()
+        else:
+            card |= {"initialisation": "imagenet", "name": str(entry), "sha256": file_sha256(found_file)}
+            state = read_state(found_file, name)
+            download.unlink(missing_ok=True)
+    load_state(architecture(name, seed=0), state, name)
+    save_weights(state, card, out)
+    return str(card["name"])
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("--out", type=Path, default=Path("data/weights"), help="default: data/weights")
+    arguments.add_argument("--from", dest="given", type=Path, help="a folder with torchvision's weight files")
+    arguments.add_argument("--again", action="store_true", help="fetch even what is there")
+    args = arguments.parse_args()
+    names = load_names("backbones", args.params)
+    allow_random = load_params(WeightsParams, "weights", args.params).allow_random
+    cli.prune(args.out, names)
+    for name in names:
+        params = load_params(BackboneParams, f"backbones.{name}", args.params)
+        card = args.out / name / WEIGHTS_CARD
+        if card.is_file() and not args.again:
+            known = json.loads(card.read_text(encoding="utf-8"))
+            if known["request"] == params.model_dump() and (known["initialisation"] != "random" or allow_random):
+                print(f"{name}: {known['name']} (there already)")
+                continue
+        shutil.rmtree(args.out / name, ignore_errors=True)
+        told = fetch(
+            name, params, base=args.params.parent, given=args.given, allow_random=allow_random, out=args.out / name
+        )
+        print(f"{name}: {told}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

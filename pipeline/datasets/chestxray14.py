@@ -1,0 +1,135 @@
+"""ChestX-ray14 (NIH Clinical Center), in its own layout: Data_Entry_2017*.csv and PNG files.
+
+Labels were mined from reports; "No Finding" and every finding that is not listed count as absent, as the authors
+do. ``view_position`` makes a site of one view: AP (mostly bedside) and PA differ as two hospitals would. RSNA
+Pneumonia and SIIM-ACR re-annotate images of this set and are never an external site to it.
+
+Licence: no restriction on use; the NIH asks for attribution.
+Citation: Wang X, Peng Y, Lu L, Lu Z, Bagheri M, Summers RM. ChestX-ray8: Hospital-scale Chest X-ray Database and
+Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases. CVPR 2017.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from pipeline.datasets.common import LabelRow, SiteParams, Source, read_csv_rows
+from pipeline.dicom import deidentify, headers
+from pipeline.dicom.refusal import Refusal
+from pipeline.imaging.intensity import ModalityImage, Range
+from pipeline.params import Name, StrictParams
+
+_COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class Labels(StrictParams):
+    """The entry table; ``columns`` maps our findings to its labels (``pneumonia: Pneumonia``)."""
+
+    file: str
+    columns: dict[Name, str]
+
+
+class Params(SiteParams):
+    """A site's entry under ``sites`` for this adapter; ``root`` is the folder of the PNG files."""
+
+    adapter: Literal["chestxray14"]
+    view_position: Literal["AP", "PA"] | None = None
+    labels: Labels
+
+
+def list_sources(site: Params, base: Path) -> Iterator[Source]:
+    """The files that the entry table lists for this view, whether they are there or not."""
+    for row in _rows(site, base):
+        yield Source(row["Image Index"], base / site.root / row["Image Index"], row)
+
+
+def describe(
+    source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: headers.IngestParams
+) -> list[dict[str, Any]]:
+    """The facts of an image, from its row in the table and its own header; raises ``Refusal``."""
+    image = _decode(content)
+    if image.size > policy.max_pixels:
+        raise Refusal("decompression_bomb", f"{image.size} pixels, allowed {policy.max_pixels}")
+    facts = source.facts
+    patient = facts["Patient ID"]
+    if not patient:
+        raise Refusal("missing_required_tag", "Patient ID")
+    # "58" in the 2020 table; "058Y" in the first.
+    age = re.fullmatch(r"(\d{1,3})([YMD]?)", facts["Patient Age"])
+    return [
+        {
+            "image_id": deidentify.pseudonym(key, "image", site, source.relative, "0"),
+            "frame": 0,
+            "patient_id": deidentify.pseudonym(key, "patient", issuer, patient),
+            # The set names no studies; a follow-up number within a patient is one visit.
+            "study_id": deidentify.pseudonym(key, "study", issuer, patient, facts.get("Follow-up #", "")),
+            "series_id": None,
+            "site": site,
+            "modality": None,
+            "manufacturer": None,
+            "model": None,
+            "view_position": deidentify.in_vocabulary(facts["View Position"], deidentify.VIEW_POSITIONS),
+            "body_part": "chest",
+            "sex": deidentify.sex(facts["Patient Gender"]),
+            "age_years": deidentify.age_years(f"{age[1].zfill(3)}{age[2] or 'Y'}") if age else None,
+            "kvp": None,
+            "rows": image.shape[0],
+            "columns": image.shape[1],
+            "bits_stored": 8,
+            "photometric_interpretation": "MONOCHROME2",
+            "transfer_syntax": "png",
+            # The table's spacing is the original's, which these resampled files no longer have.
+            "row_spacing_mm": None,
+            "column_spacing_mm": None,
+            "day": None,
+        }
+    ]
+
+
+def read_image(content: bytes, frame: int) -> ModalityImage:
+    """The grey values as they stand: windowed and inverted by the authors, so 0 to 255 is the whole range."""
+    if frame != 0:
+        raise Refusal("decode_error", "a PNG has one frame")
+    return ModalityImage(_decode(content).astype(np.float32), Range(0.0, 255.0), inverted=False)
+
+
+def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:
+    """A row an image of this view: 1 where its list names the finding, else 0."""
+    for row in _rows(site, base):
+        named = {name.strip() for name in row["Finding Labels"].split("|")}
+        if named == {""}:
+            yield LabelRow(row["Image Index"], dict.fromkeys(site.labels.columns), ())
+            continue
+        labels = {finding: int(name in named) for finding, name in site.labels.columns.items()}
+        yield LabelRow(row["Image Index"], labels, ())
+
+
+def label_target(site: Params, site_name: str, key: bytes, target: str) -> tuple[str, str]:
+    """The column of ``Instances`` that a label row is about, and the pseudonym to look for there."""
+    del site
+    return "source_id", deidentify.pseudonym(key, "source", site_name, target)
+
+
+def _rows(site: Params, base: Path) -> list[dict[str, str]]:
+    rows = read_csv_rows(base / site.labels.file, _COLUMNS)
+    return sorted(
+        (row for row in rows if site.view_position in (None, row["View Position"])),
+        key=lambda row: row["Image Index"],
+    )
+
+
+def _decode(content: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if not content:
+        raise Refusal("empty_file")
+    if not content.startswith(_PNG_SIGNATURE):
+        raise Refusal("non_image_object", "no PNG signature")
+    # Some of the set's files have four channels of equal grey.
+    image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise Refusal("decode_error", "not a readable PNG")
+    return np.asarray(image, dtype=np.uint8)

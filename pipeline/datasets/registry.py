@@ -1,0 +1,65 @@
+"""From a site's entry in params to its adapter, the module ``pipeline/datasets/NAME.py``."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pipeline.datasets.common import LabelRow, SiteParams, Source
+from pipeline.dicom.headers import IngestParams
+from pipeline.imaging.intensity import ModalityImage
+from pipeline.params import ParamsError, parse, read_params_file, section_of
+
+
+class Adapter(Protocol):
+    """What a module in ``pipeline/datasets`` offers."""
+
+    Params: type[SiteParams]
+
+    def list_sources(self, site: Any, base: Path) -> Iterator[Source]:
+        """Every file of the site, in a fixed order."""
+
+    def describe(
+        self, source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: IngestParams
+    ) -> list[dict[str, Any]]:
+        """Rows of ``Instances`` but for source_id and source_hmac; raises ``Refusal``."""
+
+    def read_image(self, content: bytes, frame: int) -> ModalityImage:
+        """One image before display; raises ``Refusal``."""
+
+    def read_labels(self, site: Any, base: Path) -> Iterator[LabelRow]:
+        """The rows of the label file."""
+
+    def label_target(self, site: Any, site_name: str, key: bytes, target: str) -> tuple[str, str]:
+        """Which column of ``Instances`` a label row names, and its pseudonym."""
+
+
+def adapter_names() -> list[str]:
+    """The adapters there are: a module that is neither shared code nor private."""
+    shared = {"__init__", "common", "registry", "inventory"}
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in shared)
+
+
+def load_adapter(name: str) -> Adapter:
+    """The adapter of that name.
+
+    Raises:
+        ParamsError: there is none.
+    """
+    if name not in adapter_names():
+        raise ParamsError(f"sites: unknown adapter '{name}'; known: {', '.join(adapter_names())}")
+    return cast("Adapter", importlib.import_module(f"pipeline.datasets.{name}"))
+
+
+def load_site(name: str, params_path: Path) -> tuple[Adapter, Any]:
+    """A site's adapter and its validated entry.
+
+    Raises:
+        ParamsError: no such site, or its entry does not fit the adapter.
+    """
+    where = f"sites.{name}"
+    raw = section_of(read_params_file(params_path), where, params_path)
+    if not isinstance(raw, dict) or "adapter" not in raw:
+        raise ParamsError(f"{where}.adapter: required, but missing; known: {', '.join(adapter_names())}")
+    adapter = load_adapter(str(raw["adapter"]))
+    return adapter, parse(adapter.Params, raw, where)

@@ -1,0 +1,141 @@
+"""How a cell of a table is shown: as text for figures, and as an element of the page that names its origin."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from markupsafe import Markup
+
+from pipeline.reporting.study import GAP, SCRATCH, WORST, Family, Place, Row, Study, label
+
+DASH = "–"
+MINUS = "−"
+
+_DECIMALS = {"brier": 3, "log_loss": 3, "ece": 3, "threshold": 3}
+_SIGNED = {"auroc_minus_scratch"}
+
+
+def join_key(parts: Iterable[Any]) -> str:
+    r"""A row's key as one string: parts joined by "|", with "\" and "|" inside a part escaped by "\"."""
+    return "|".join(str(part).replace("\\", "\\\\").replace("|", "\\|") for part in parts)
+
+
+def number(value: float, decimals: int = 2, signed: bool = False) -> str:
+    """A number with a true minus; what would round to zero without being zero gets up to four decimals."""
+    while decimals < 4 and value != 0 and float(f"{value:.{decimals}f}") == 0:
+        decimals += 1
+    text = f"{value:+.{decimals}f}" if signed and value != 0 else f"{value:.{decimals}f}"
+    return text.replace("-", MINUS)
+
+
+def is_small(value: Any, min_cell: int) -> bool:
+    """Whether a count is too small to be shown; 0 tells nothing of anybody and is."""
+    return isinstance(value, int) and 0 < value < min_cell
+
+
+def _is_count(column: str) -> bool:
+    return column == "count" or (column.startswith("num_") and column != "num_parameters")
+
+
+def count(row: Row, column: str, min_cell: int) -> str:
+    """A count as text; too small a count, or a count of too few patients, is not told."""
+    value = row[column]
+    if value is None:
+        return DASH
+    if is_small(value, min_cell):
+        return f"<{min_cell}"
+    if value and (is_small(row.get("num_patients"), min_cell) or column == _sacrificed(row, min_cell)):
+        return "hidden"
+    return f"{value:,}"
+
+
+def _sacrificed(row: Row, min_cell: int) -> str:
+    """Of parts that add up to a total shown beside them, the one to hide lest it gives a single small one away."""
+    parts = {part: row.get(part) or 0 for part in ("num_negative", "num_positive", "num_unknown")}
+    large = [part for part, value in parts.items() if value >= max(min_cell, 1)]
+    small = [part for part, value in parts.items() if is_small(value, min_cell)]
+    return large[0] if len(small) == 1 and large else ""
+
+
+def shown(row: Row, column: str, min_cell: int) -> str:
+    """A cell as text: counts with thousands' commas, numbers with their metric's decimals, null as a dash."""
+    value = row[column]
+    if value is None:
+        return DASH
+    if _is_count(column):
+        return count(row, column, min_cell)
+    if isinstance(value, float):
+        metric = row.get("metric", column)
+        return number(value, _DECIMALS.get(metric, 2), metric in _SIGNED or row.get("group") == GAP)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def interval(row: Row | None, min_cell: int) -> str:
+    """``value (low to high)`` as text, for figures."""
+    if row is None or row["value"] is None:
+        return DASH
+    text = shown(row, "value", min_cell)
+    if row["ci_low"] is None or row["ci_high"] is None:
+        return text
+    return f"{text} ({shown(row, 'ci_low', min_cell)} to {shown(row, 'ci_high', min_cell)})"
+
+
+class Cells:
+    """Makes the page's elements; each carries the table, key and column that its text was looked up under."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def cell(self, table: str, key: tuple[Any, ...], column: str) -> Markup:
+        """One cell. A null says why where the row has a note; a row that is not there says so."""
+        row = self._study.row(table, key)
+        if row is None:
+            return self._dash("", "not evaluated")
+        text = shown(row, column, self._study.min_cell)
+        origin = Markup('data-table="{}" data-key="{}" data-column="{}"').format(table, join_key(key), column)
+        if row[column] is None:
+            return self._dash(origin, row.get("note") or "no value")
+        if _is_count(column) and (text == "hidden" or text.startswith("<")):
+            why = (
+                "too few patients to be shown" if text.startswith("<") else "hidden: would give a small count away"
+            )
+            return Markup('<data class="v small" value="" {} title="{}">{}</data>').format(origin, why, text)
+        note = Markup(' title="{}"').format(row["note"]) if column == "value" and row.get("note") else ""
+        raw = repr(row[column]) if isinstance(row[column], float) else str(row[column])
+        return Markup('<data class="v" value="{}" {}{}>{}</data>').format(raw, origin, note, text)
+
+    def metric(self, family: Family, finding: str, place: Place, metric: str, stacked: bool = False) -> Markup:
+        """A value and, where there is one, its interval: in one line, or below (``stacked``)."""
+        key = (family.run, finding, place.split, place.group, metric)
+        row = self._study.row("metrics", key)
+        if row is None and family.base == SCRATCH and metric == "auroc_minus_scratch":
+            return self._dash("", "the reference itself")
+        value = self.cell("metrics", key, "value")
+        if row is None or row["value"] is None or row["ci_low"] is None or row["ci_high"] is None:
+            return value
+        low, high = self.cell("metrics", key, "ci_low"), self.cell("metrics", key, "ci_high")
+        if stacked:
+            # Which hospital was the worst stands in the note.
+            note = self.cell("metrics", key, "note") if place == WORST and row["note"] else None
+            which = Markup('<span class="ci which">{}</span>').format(note) if note else ""
+            return Markup('{} <span class="ci">{} to {}</span>{}').format(value, low, high, which)
+        return Markup("{}&nbsp;({}&nbsp;to&nbsp;{})").format(value, low, high)
+
+    def method(self, family: Family) -> Markup:
+        """A family's method in words, and what departs from the plain case as it stands in the tables."""
+        return Markup(", ").join([self.name(family.base), *([self.code(family.variant)] if family.variant else [])])
+
+    def name(self, text: str) -> Markup:
+        """A name (site, finding, backbone, method, run) in words; names may hold digits that are no result."""
+        return Markup('<span class="name">{}</span>').format(label(text))
+
+    def code(self, text: str) -> Markup:
+        """A name as it stands in the tables and in params.yaml (backbones, runs)."""
+        return Markup('<span class="name">{}</span>').format(text)
+
+    @staticmethod
+    def _dash(origin: str | Markup, why: str) -> Markup:
+        # Two ways to the reason: the pointer's title, and text for those who listen to the page.
+        inner = Markup('{}<span class="aside"> ({})</span>').format(DASH, why)
+        if not origin:
+            return Markup('<span class="undefined" title="{}">{}</span>').format(why, inner)
+        return Markup('<data class="v undefined" value="" {} title="{}">{}</data>').format(origin, why, inner)

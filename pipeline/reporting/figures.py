@@ -1,0 +1,435 @@
+"""Tables to figures. Sizes are set in inches, so that no label overlaps; the same tables give the same bytes.
+
+Colours are Okabe and Ito's, told apart with any colour vision; markers and dashes differ too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from pipeline.reporting import cells
+from pipeline.reporting.study import ELSEWHERE, HOME, STEPS, Family, Place, Row, Study, label
+
+DPI = 160
+INK, MUTED, FAINT, GRID = "#1c2126", "#5b6670", "#9aa5af", "#e3e7ea"
+ALARM = "#a63c00"
+HOME_BAND, ELSEWHERE_BAND = "#eef4f8", "#fbf3ec"
+_LOOKS = {
+    "scratch": ("#4d4d4d", "o"),
+    "linear_probe": ("#0072B2", "s"),
+    "full_finetune": ("#D55E00", "D"),
+    "lp_ft": ("#009E73", "^"),
+}
+_SPARE_LOOKS = (("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a "$" in a name is a "$"
+}
+
+
+@dataclass(frozen=True)
+class SiteSamples:
+    """Images of one site as the network sees them: (N, H, W), uint8, by label of one finding."""
+
+    site: str
+    positives: NDArray[np.uint8]
+    negatives: NDArray[np.uint8]
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.style.context(["default", _STYLE]):
+        yield
+
+
+def to_png(draw: Callable[..., Figure], *args: Any) -> bytes:
+    """Call a function of this module and give its figure as PNG, free of dates and versions."""
+    with _style():
+        figure = draw(*args)
+        FigureCanvasAgg(figure)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+class _Sheet:
+    """A figure laid out in inches from its top left corner, with a heading."""
+
+    def __init__(self, width: float, height: float, title: str, subtitle: str, warning: str) -> None:
+        self.head = 0.68 + (0.24 if warning else 0.0)
+        self.width, self.height = width, height + self.head
+        self.figure = Figure(figsize=(self.width, self.height))
+        self.text(0.12, 0.14, title, size=12, weight="bold", va="top")
+        self.text(0.12, 0.41, subtitle, size=9, color=MUTED, va="top")
+        if warning:
+            self.text(0.12, 0.64, warning, size=9, weight="bold", color=ALARM, va="top")
+
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        self.figure.text(left / self.width, 1 - top / self.height, text, **style)
+
+    def axes(self, left: float, top: float, width: float, height: float, **options: Any) -> Axes:
+        """Axes below the heading; ``top`` counts from the heading's end."""
+        bottom = self.height - self.head - top - height
+        rectangle = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(rectangle, **options)
+
+
+def looks(study: Study) -> dict[str, tuple[str, str]]:
+    """Colour and marker per method; unknown methods get spare ones in the order of their names."""
+    methods = {family.base for family in study.families}
+    methods |= {study.run_family(run)[1] for (run,), _ in study.rows("runs")}
+    spare = sorted(methods - set(_LOOKS))
+    return _LOOKS | {m: _SPARE_LOOKS[i % len(_SPARE_LOOKS)] for i, m in enumerate(spare)}
+
+
+def forest(study: Study, finding: str, backbone: str) -> Figure:
+    """AUROC per place and method with its interval, and beside it the difference from the scratch twin."""
+    families, places, look = study.families_of(backbone), study.places(finding), looks(study)
+    row_height = 0.225
+    lines: list[tuple[Place, Family | None]] = []
+    for place in places:
+        lines += [(place, None), *((place, family) for family in families)]
+    gap = 0.5  # of a row, between places
+    height = (len(lines) + gap * len(places)) * row_height
+    sheet = _Sheet(
+        10.4,
+        height + 1.15,
+        f"AUROC per hospital: {label(finding)}, {backbone}",
+        "Points with intervals. Left: AUROC. Right: difference from the same network trained from scratch.",
+        study.not_imagenet,
+    )
+    sheet.text(2.75, sheet.head + 0.2, "AUROC", weight="bold", va="bottom")
+    sheet.text(6.5, sheet.head + 0.2, "AUROC minus scratch", weight="bold", va="bottom")
+    panels = {
+        "auroc": sheet.axes(2.75, 0.3, 2.2, height),
+        "auroc_minus_scratch": sheet.axes(6.5, 0.3, 2.2, height),
+    }
+    top = (len(lines) + gap * len(places)) * 1.0
+    back = sheet.axes(0.1, 0.3, 10.2, height, zorder=-1)
+    back.axis("off")
+    back.set(xlim=(0.1, 10.3), ylim=(top, 0))
+    y = 0.0
+    for place in places:
+        back.axhspan(
+            y + 0.1,
+            y + len(families) + 1 + gap - 0.1,
+            color=HOME_BAND if place.where == "Home" else ELSEWHERE_BAND,
+            lw=0,
+        )
+        first = study.metric(families[0], finding, place, "auroc")
+        patients = "" if first is None else f"  ({cells.shown(first, 'num_patients', study.min_cell)} patients)"
+        back.text(0.2, y + 0.75, f"{place.title}{patients}", weight="bold", va="center")
+        for offset, family in enumerate(families):
+            at = y + 1.6 + offset
+            back.text(0.38, at, _short(family.label, 36), va="center", color=INK)
+            for metric, axes in panels.items():
+                row = study.metric(family, finding, place, metric)
+                colour, marker = look[family.base]
+                _interval(axes, row, at, colour, marker)
+                text = cells.interval(row, study.min_cell)
+                if row is None and family.base == "scratch":
+                    text = "its own reference"
+                left = 5.08 if metric == "auroc" else 8.8
+                back.text(left, at, text, va="center", size=8, color=INK if row is not None else FAINT)
+        y += len(families) + 1 + gap
+    for metric, axes in panels.items():
+        low, high = _span(
+            [row for _, row in study.rows("metrics", finding=finding, metric=metric)], families, places
+        )
+        axes.set(ylim=(top, 0), yticks=[], xlim=(low, high), facecolor="none")
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+        axes.tick_params(axis="x", length=3, labelsize=8)
+    reference = {"auroc": (0.5, "chance (0.5)"), "auroc_minus_scratch": (0.0, "no difference")}
+    for metric, (at, words) in reference.items():
+        axes = panels[metric]
+        if axes.get_xlim()[0] <= at <= axes.get_xlim()[1]:
+            axes.axvline(at, color=INK, lw=1.1, ls="-" if metric != "auroc" else (0, (4, 3)), zorder=1)
+            words = f"line: {words}"
+        else:
+            words = f"{words} lies outside this axis"
+        axes.set_xlabel(words, fontsize=8, color=MUTED)
+    note = "Right of the line: better than from scratch. Left of it: worse."
+    sheet.text(6.5, sheet.height - 0.16, note, size=8, color=MUTED, va="bottom")
+    return sheet.figure
+
+
+def _interval(axes: Axes, row: Row | None, y: float, colour: str, marker: str) -> None:
+    if row is None or row["value"] is None:
+        return
+    if row["ci_low"] is not None and row["ci_high"] is not None:
+        axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, lw=1.8, solid_capstyle="butt", zorder=2)
+    axes.plot([row["value"]], [y], marker=marker, ms=6, color=colour, mec="white", mew=0.8, zorder=3)
+
+
+def _span(rows: Sequence[Row], families: Sequence[Family], places: Sequence[Place]) -> tuple[float, float]:
+    """Axis limits around all intervals drawn."""
+    wanted = {(f.run, p.split, p.group) for f in families for p in places}
+    ends = [
+        row[end]
+        for row in rows
+        if (row["run"], row["split"], row["group"]) in wanted
+        for end in ("value", "ci_low", "ci_high")
+        if row[end] is not None
+    ]
+    if not ends:
+        return -0.1, 1.0
+    margin = max(0.04 * (max(ends) - min(ends)), 0.01)
+    return min(ends) - margin, max(ends) + margin
+
+
+def reliability(study: Study, finding: str, backbone: str) -> Figure:
+    """Observed rate over mean predicted probability per bin, at home and elsewhere."""
+    families, look = study.families_of(backbone), looks(study)
+    pooled = {place.group: place.title for place in (HOME, ELSEWHERE)}
+    seen = {row["group"] for _, row in study.rows("calibration", finding=finding)}
+    groups = [group for group in pooled if group in seen] or sorted(seen)
+    side, pitch = 3.7, 4.75
+    sheet = _Sheet(
+        max(0.8 + pitch * len(groups), 6.0),
+        side + 1.45,
+        f"Calibration: {label(finding)}, {backbone}",
+        "On the dashed line, what is predicted is what is observed; below it, predictions are too high.",
+        study.not_imagenet,
+    )
+    shown = {family.run for family in families}
+    rows = [row for _, row in study.rows("calibration", finding=finding) if row["run"] in shown]
+    values = [row[c] for row in rows for c in ("mean_probability", "observed_rate") if row[c] is not None]
+    limit = min(1.0, max([*values, 0.1]) * 1.08)
+    handles: list[Any] = []
+    for number, group in enumerate(groups):
+        axes = sheet.axes(0.8 + pitch * number, 0.3, side, side)
+        axes.plot([0, limit], [0, limit], color=MUTED, lw=1, ls=(0, (4, 3)), zorder=1)
+        handles = []
+        for family in families:
+            points = [
+                (row["mean_probability"], row["observed_rate"])
+                for row in rows
+                if (row["run"], row["group"]) == (family.run, group)
+                and row["mean_probability"] is not None
+                and row["observed_rate"] is not None
+            ]
+            colour, marker = look[family.base]
+            line = axes.plot(
+                [x for x, _ in points], [y for _, y in points], marker=marker, color=colour,
+                ms=5.5, lw=1.4, mec="white", mew=0.7, label=family.label, clip_on=False,
+            )  # fmt: skip
+            handles += line
+        axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="Mean predicted probability", ylabel="Observed rate")
+        axes.set_title(pooled.get(group, label(group)), loc="left", fontsize=10, fontweight="bold")
+        axes.grid()
+        axes.locator_params(nbins=6)
+    below = 0.3 / sheet.height
+    sheet.figure.legend(
+        handles=handles, loc="center left", ncols=len(handles), bbox_to_anchor=(0.5 / sheet.width, below)
+    )
+    return sheet.figure
+
+
+def training_curves(study: Study, backbone: str) -> Figure:
+    """Loss by epoch, one panel a method and phase, one line a training."""
+    look = looks(study)
+    panels: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for (run, phase, _), row in study.rows("curves"):
+        of_backbone, method = study.run_family(run)
+        if of_backbone == backbone and (row["train_loss"] is not None or row["id_val_loss"] is not None):
+            panels.setdefault((method, phase), {}).setdefault(run, []).append(row)
+    order = [family.method for family in study.families_of(backbone)]
+
+    def position(panel: tuple[str, str]) -> tuple[Any, ...]:
+        method, phase = panel
+        first = min(row["epoch"] for rows in panels[panel].values() for row in rows)
+        return (
+            order.index(method) if method in order else len(order),
+            method,
+            first,
+            "probe" not in phase,
+            phase,
+        )
+
+    names = sorted(panels, key=position)
+    per_row, width, height = 3, 2.75, 1.75
+    lines = max(1, -(-len(names) // per_row))
+    sheet = _Sheet(
+        10.4,
+        lines * (height + 0.85) + 0.45,
+        f"Training: {backbone}",
+        "Loss (nats per annotated label) by epoch, one line a training. The ring marks the epoch that was kept.",
+        study.not_imagenet,
+    )
+    first: Axes | None = None
+    for number, (method, phase) in enumerate(names):
+        axes = sheet.axes(
+            0.65 + (number % per_row) * (width + 0.5), 0.3 + (number // per_row) * (height + 0.85), width, height,
+            sharey=first,
+        )  # fmt: skip
+        first = first or axes
+        colour = look.get(method, ("#4d4d4d", "o"))[0]
+        phases = {other for name, other in names if name == method}
+        axes.set_title(_short(label(method), 36), loc="left", fontsize=9, fontweight="bold")
+        if len(phases) > 1:
+            corner: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+            axes.text(0.99, 0.97, f"phase: {_short(label(phase), 24)}", color=MUTED, size=8, **corner)
+        for rows in panels[method, phase].values():
+            by_epoch = sorted(rows, key=lambda row: row["epoch"])
+            epochs = [row["epoch"] for row in by_epoch]
+            missing = float("nan")
+            for column, dashes in (("train_loss", (0, (2, 2))), ("id_val_loss", "-")):
+                losses = [missing if row[column] is None else row[column] for row in by_epoch]
+                axes.plot(epochs, losses, color=colour, lw=1.4, ls=dashes, marker="." if len(epochs) == 1 else "")
+            kept = [(r["epoch"], r["id_val_loss"]) for r in by_epoch if r["kept"] and r["id_val_loss"] is not None]
+            axes.plot([x for x, _ in kept], [y for _, y in kept], "o", mfc="white", mec=colour, mew=1.4, ms=6)
+        axes.grid(axis="y")
+        axes.tick_params(labelsize=8, length=3)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        if number % per_row == 0:
+            axes.set_ylabel("Loss", fontsize=8)
+        axes.set_xlabel("Epoch", fontsize=8)
+    if first is None:
+        sheet.text(0.65, sheet.head + 0.6, "No losses are recorded.", color=MUTED)
+        return sheet.figure
+    legend = sheet.axes(0.65, sheet.height - sheet.head - 0.4, 6.0, 0.3)
+    legend.axis("off")
+    handles = [
+        legend.plot([], [], color=MUTED, lw=1.4, ls=(0, (2, 2)), label="training")[0],
+        legend.plot([], [], color=MUTED, lw=1.4, label="validation at home")[0],
+        legend.plot([], [], "o", mfc="white", mec=MUTED, mew=1.4, ms=6, label="kept")[0],
+    ]
+    legend.legend(handles=handles, loc="center left", ncols=3, borderpad=0)
+    return sheet.figure
+
+
+def funnel(study: Study) -> Figure:
+    """Per site, what is left after each step and what went, with reasons."""
+    sites = [site for site in study.sites if any(study.rows("flow", site=site))]
+    lines = {site: flow_lines(study, site) for site in sites}
+    row_height, pitch, label_width, bar_width = 0.25, 5.2, 2.05, 1.1
+    tallest = [
+        max(len(lines[site]) for site in sites[start : start + 2]) * row_height for start in range(0, len(sites), 2)
+    ]
+    sheet = _Sheet(
+        10.4,
+        sum(tallest) + 0.6 * len(tallest) + 0.1,
+        "From files to images and patients",
+        "Dark: what is left after a step (images; files where there are no images yet). Orange: what went.",
+        study.not_imagenet,
+    )
+    top = 0.0
+    for number, site in enumerate(sites):
+        left, height = 0.1 + pitch * (number % 2), len(lines[site]) * row_height
+        side = "Home" if site in study.sources else "Elsewhere"
+        sheet.text(left, sheet.head + top + 0.3, f"{side}: {label(site)}", size=10, weight="bold", va="bottom")
+        axes = sheet.axes(left, top + 0.38, pitch - 0.2, height)
+        axes.axis("off")
+        axes.set(xlim=(0, pitch - 0.2), ylim=(len(lines[site]), 0))
+        drawn = [_flow_count(row, study.min_cell)[0] for _, row in lines[site]]
+        longest = max([*drawn, 1])
+        for at, ((words, row), length) in enumerate(zip(lines[site], drawn, strict=True)):
+            kept = row["kind"] == "remaining"
+            indent = 0.0 if kept else 0.15
+            axes.text(
+                indent,
+                at + 0.5,
+                _short(words, 32),
+                va="center",
+                size=8.5 if kept else 8,
+                color=INK if kept else MUTED,
+            )
+            size = max(bar_width * length / longest, 0.02 if length else 0.0)
+            axes.barh(
+                at + 0.5,
+                size,
+                left=label_width,
+                height=0.62 if kept else 0.4,
+                color="#33566e" if kept else "#E69F00",
+            )
+            words = _flow_count(row, study.min_cell)[1]
+            if kept and row["num_patients"] is not None:
+                words += f", {cells.count(row, 'num_patients', study.min_cell)} patients"
+            axes.text(label_width + size + 0.06, at + 0.5, words, va="center", size=8)
+        if number % 2 or number == len(sites) - 1:
+            top += tallest[number // 2] + 0.6
+    return sheet.figure
+
+
+def flow_lines(study: Study, site: str) -> list[tuple[str, Row]]:
+    """A site's rows of the flow in reading order, each with its words: losses, then what they leave."""
+    rows = sorted(
+        (row for _, row in study.rows("flow", site=site)),
+        key=lambda row: (row["step"], row["kind"] == "remaining", row["reason"]),
+    )
+    return [
+        (
+            STEPS.get(row["stage"], f"After {label(row['stage'])}")
+            if row["kind"] == "remaining"
+            else label(row["reason"]) or "no reason recorded",
+            row,
+        )
+        for row in rows
+    ]
+
+
+def _flow_count(row: Row, min_cell: int) -> tuple[float, str]:
+    """A bar's length and its text. A count that is not told has a bar of no telling length."""
+    for column, unit in (("num_images", "images"), ("num_files", "files")):
+        value = row[column]
+        if value is not None and (value or row["kind"] == "remaining" or column == "num_files"):
+            text = cells.count(row, column, min_cell)
+            told = text == f"{value:,}"
+            return (float(value) if told else 0.0), f"{text} {unit if value != 1 or not told else unit[:-1]}"
+    return 0.0, cells.DASH
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def contact_sheet(samples: Sequence[SiteSamples], finding: str, warning: str) -> Figure:
+    """A few images a site: on the left with the finding, on the right without."""
+    half = max([1, *(max(len(site.positives), len(site.negatives)) for site in samples)])
+    margin, gutter = 1.3, 0.3
+    side = min(1.15, (10.3 - margin - gutter) / (2 * half))
+    sheet = _Sheet(
+        10.4,
+        0.35 + len(samples) * (side + 0.06) + 0.1,
+        f"What the network sees: {label(finding)}",
+        "Images as stored for training, before normalisation; one a patient.",
+        warning,
+    )
+    for number, (name, words) in enumerate((("positives", "present"), ("negatives", "absent"))):
+        left = margin + number * (half * side + gutter)
+        sheet.text(left, sheet.head + 0.22, f"{label(finding)} {words}", size=9, weight="bold", va="bottom")
+        for line, site in enumerate(samples):
+            top = 0.32 + line * (side + 0.06)
+            if not number:
+                sheet.text(margin - 0.12, sheet.head + top + side / 2, label(site.site), ha="right", va="center")
+            for column, image in enumerate(getattr(site, name)):
+                axes = sheet.axes(left + column * side, top, side - 0.05, side - 0.05)
+                axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+                axes.axis("off")
+    return sheet.figure

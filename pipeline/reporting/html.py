@@ -1,0 +1,94 @@
+"""Tables and figures to one self-contained HTML page. It looks up, orders and formats; it computes nothing."""
+
+import base64
+import struct
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.reporting import figures
+from pipeline.reporting.cells import Cells
+from pipeline.reporting.study import (
+    DIFFERENCE,
+    ELSEWHERE,
+    HOME,
+    SCRATCH,
+    SPLITS,
+    WORST,
+    Study,
+    against_zero,
+    slug,
+)
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def draw(study: Study, samples: Mapping[str, list[figures.SiteSamples]]) -> dict[str, bytes]:
+    """All figures of a study as PNG, under the names that the page looks for them.
+
+    Args:
+        study: the tables.
+        samples: per finding, images of each site; empty where none are to be shown.
+    """
+    drawn = {"funnel": figures.to_png(figures.funnel, study)}
+    for finding, sites in samples.items():
+        name = slug("samples", finding)
+        drawn[name] = figures.to_png(figures.contact_sheet, sites, finding, study.not_imagenet)
+    for backbone in study.backbones:
+        drawn[slug("curves", backbone)] = figures.to_png(figures.training_curves, study, backbone)
+        for finding in study.findings:
+            names = slug(finding, backbone)
+            drawn[f"forest-{names}"] = figures.to_png(figures.forest, study, finding, backbone)
+            drawn[f"reliability-{names}"] = figures.to_png(figures.reliability, study, finding, backbone)
+    return drawn
+
+
+def page(study: Study, pictures: Mapping[str, bytes]) -> str:
+    """The page.
+
+    Args:
+        study: the tables.
+        pictures: PNG files by name, as ``draw`` gives them.
+    """
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            study=study,
+            cells=Cells(study),
+            pictures=pictures,
+            picture_source=_source,
+            slug=slug,
+            against_zero=against_zero,
+            flow_lines=figures.flow_lines,
+            HOME=HOME,
+            ELSEWHERE=ELSEWHERE,
+            WORST=WORST,
+            DIFFERENCE=DIFFERENCE,
+            SCRATCH=SCRATCH,
+            SPLITS=SPLITS,
+            style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES, encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _source(png: bytes) -> Markup:
+    """The attributes of an ``img``: its bytes, and its size in pixels (PNG, IHDR) so that nothing jumps."""
+    width, height = struct.unpack(">II", png[16:24])
+    text = base64.b64encode(png).decode("ascii")
+    return Markup('src="data:image/png;base64,{}" width="{}" height="{}"').format(text, width, height)

@@ -1,0 +1,287 @@
+"""What a report is about: the tables of one study, with look-ups, orders and words. Nothing is computed."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pipeline import tables
+
+SCRATCH = "scratch"
+METHODS = {
+    SCRATCH: "From scratch",
+    "linear_probe": "Linear probe",
+    "full_finetune": "Full fine-tuning",
+    "lp_ft": "Linear probe, then fine-tuning",
+}
+SPLITS = {
+    "train": "Training",
+    "id_val": "Validation at home",
+    "id_test": "Test at home",
+    "target_adapt": "Unlabelled, elsewhere",
+    "ood_test": "Test elsewhere",
+}
+METRICS = {
+    "auroc": "AUROC",
+    "auroc_minus_scratch": "AUROC minus scratch",
+    "average_precision": "Average precision",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "prevalence": "Prevalence",
+    "calibration_slope": "Calibration slope",
+    "calibration_intercept": "Calibration intercept",
+    "ece": "ECE",
+    "brier": "Brier score",
+    "log_loss": "Log loss",
+}
+STEPS = {
+    "inventory": "Files found",
+    "ingest": "Read, headers sound",
+    "preprocess": "Pixels usable",
+    "split": "Used in the study",
+}
+CALIBRATION_METRICS = ("calibration_slope", "calibration_intercept", "ece", "brier", "log_loss")
+GAP = "target_minus_source"
+
+CONTRACTS: dict[str, type[tables.Table]] = {
+    "metrics": tables.Metrics,
+    "calibration": tables.Calibration,
+    "thresholds": tables.Thresholds,
+    "runs": tables.Runs,
+    "curves": tables.Curves,
+    "flow": tables.Flow,
+    "composition": tables.Composition,
+    "leakage": tables.Leakage,
+    "issues": tables.LabelIssues,
+}
+
+Row = Mapping[str, Any]
+MetricKey = tuple[str, str, str, str, str]  # run, finding, split, group, metric
+
+_SPELLING = {"dicom": "DICOM", "sop": "SOP", "uid": "UID", "voi": "VOI", "id": "ID", "auroc": "AUROC"}
+_NOT_IMAGENET = {
+    "random": "random initialisation, not ImageNet",
+    "file": "weights from another file, not ImageNet",
+    "": "initialisation not recorded, perhaps not ImageNet",
+}
+
+
+def label(name: str) -> str:
+    """A name from a table as words: ``not_dicom`` reads "not DICOM"; what is known has its own words."""
+    known = METHODS.get(name) or SPLITS.get(name) or METRICS.get(name)
+    return known or " ".join(_SPELLING.get(word, word) for word in name.replace("_", " ").split(" "))
+
+
+def slug(*parts: str) -> str:
+    """A file's name out of names; whatever is no letter or digit becomes "_"."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "_", part.lower()) for part in parts)
+
+
+class Family(NamedTuple):
+    """A backbone and method over all its seeds, as evaluation pools them."""
+
+    run: str
+    backbone: str
+    method: str
+
+    @property
+    def base(self) -> str:
+        """The method without what departs from the plain case (a part of the labels, an adaptation)."""
+        return self.method.partition("-")[0]
+
+    @property
+    def variant(self) -> str:
+        """What departs from the plain case, or ""."""
+        return self.method.partition("-")[2]
+
+    @property
+    def label(self) -> str:
+        """The method in words."""
+        return ", ".join(filter(None, (label(self.base), self.variant)))
+
+
+class Place(NamedTuple):
+    """Where a model was tested: the split and group of the metrics table, and the words for it."""
+
+    split: str
+    group: str
+    where: str  # "Home" or "Elsewhere"
+    site: str  # "" for all hospitals of a side together
+
+    @property
+    def title(self) -> str:
+        """The place in words."""
+        if self.site:
+            return f"{self.where}: {label(self.site)}"
+        return {"worst_site": "Elsewhere, worst hospital", GAP: "Elsewhere minus home"}.get(
+            self.group, f"{self.where}, all hospitals"
+        )
+
+
+class Text(NamedTuple):
+    """A text in the metrics table: the first key that has it, and the places and metrics it concerns."""
+
+    key: MetricKey
+    places: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+HOME = Place("id_test", "source", "Home", "")
+ELSEWHERE = Place("ood_test", "target", "Elsewhere", "")
+WORST = Place("ood_test", "worst_site", "Elsewhere", "")
+DIFFERENCE = Place("ood_test", GAP, "Elsewhere", "")
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that the page shows.
+
+    Args:
+        title: the page's title.
+        notice: a sentence that must not be overlooked, or "".
+        sources: home sites, in the order shown.
+        targets: sites elsewhere, in the order shown.
+        min_cell: counts from 1 to one below this are shown as "below".
+        frames: the tables, under the names of CONTRACTS.
+        devices: per site, pairs of what is told of its images and its values ("Manufacturer", "A, B").
+        params_yaml: all parameters, as YAML.
+        versions: per package, its version.
+        data_hashes: per table read, its SHA-256.
+    """
+
+    title: str
+    notice: str
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    min_cell: int
+    frames: Mapping[str, pd.DataFrame]
+    devices: Mapping[str, tuple[tuple[str, str], ...]]
+    params_yaml: str
+    versions: Mapping[str, str]
+    data_hashes: Mapping[str, str]
+
+    @cached_property
+    def _indices(self) -> dict[str, dict[tuple[Any, ...], Row]]:
+        indices: dict[str, dict[tuple[Any, ...], Row]] = {}
+        for name, contract in CONTRACTS.items():
+            frame = tables.make_table(contract, self.frames[name])
+            plain = frame.astype(object).where(frame.notna(), None)
+            indices[name] = {tuple(row[part] for part in contract.key): row for row in plain.to_dict("records")}
+        return indices
+
+    def row(self, table: str, key: tuple[Any, ...]) -> Row | None:
+        """The row under ``key``; None where there is none. Null cells are None."""
+        return self._indices[table].get(tuple(key))
+
+    def rows(self, table: str, **wanted: Any) -> Iterator[tuple[Any, Row]]:
+        """Keys and rows whose columns have the wanted values, in the order of the key."""
+        for key, row in self._indices[table].items():
+            if all(row[column] == value for column, value in wanted.items()):
+                yield key, row
+
+    def metric(self, family: Family, finding: str, place: Place, metric: str) -> Row | None:
+        """One row of the metrics table."""
+        return self.row("metrics", (family.run, finding, place.split, place.group, metric))
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """All sites, home first."""
+        return self.sources + self.targets
+
+    @cached_property
+    def findings(self) -> list[str]:
+        """The findings that were evaluated."""
+        return sorted({row["finding"] for _, row in self.rows("metrics")})
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """What was evaluated over all seeds: each run but single trainings, which have AUROC alone."""
+        single = set(self._indices["runs"])
+        names = {run for (run, *_), row in self.rows("metrics") if (run,) not in single or row["metric"] != "auroc"}
+        order = list(METHODS)
+        found = [Family(name, *name.partition("-")[::2]) for name in sorted(names)]
+        return sorted(
+            found, key=lambda f: (f.backbone, order.index(f.base) if f.base in order else len(order), f.method)
+        )
+
+    @cached_property
+    def backbones(self) -> list[str]:
+        """The backbones that were evaluated."""
+        return list(dict.fromkeys(family.backbone for family in self.families))
+
+    def families_of(self, backbone: str) -> list[Family]:
+        """A backbone's families: the scratch twin, the known methods, then others by name."""
+        return [family for family in self.families if family.backbone == backbone]
+
+    def places(self, finding: str) -> list[Place]:
+        """Home first; "all hospitals" only where a side has not exactly one."""
+        seen = {(split, group) for (_, _, split, group, _), _ in self.rows("metrics", finding=finding)}
+        ordered: list[Place] = []
+        for pooled, sites in ((HOME, self.sources), (ELSEWHERE, self.targets)):
+            own = [Place(pooled.split, f"site={site}", pooled.where, site) for site in sites]
+            own = [place for place in own if (place.split, place.group) in seen]
+            ordered += own if len(own) == 1 else [pooled, *own]
+        return [place for place in ordered if (place.split, place.group) in seen]
+
+    def table_places(self, finding: str) -> list[Place]:
+        """``places``, then the worst hospital elsewhere and the gap."""
+        seen = {(split, group) for (_, _, split, group, _), _ in self.rows("metrics", finding=finding)}
+        return self.places(finding) + [p for p in (WORST, DIFFERENCE) if (p.split, p.group) in seen]
+
+    @cached_property
+    def all_places(self) -> list[Place]:
+        """The places of all findings, each once."""
+        return list(dict.fromkeys(place for finding in self.findings for place in self.table_places(finding)))
+
+    def metrics_of(self, finding: str, calibration: bool) -> list[str]:
+        """The columns of one of the two tables of metrics; unknown metrics stand last in the first."""
+        pooled = {family.run for family in self.families}
+        seen = {m for (run, _, _, _, m), _ in self.rows("metrics", finding=finding) if run in pooled}
+        ordered = [m for m in METRICS if m in seen] + sorted(seen - set(METRICS))
+        return [metric for metric in ordered if (metric in CALIBRATION_METRICS) == calibration]
+
+    def texts(self, column: str, places: Collection[Place], **wanted: Collection[str]) -> list[Text]:
+        """The different texts in ``column`` of metrics rows at ``places`` with wanted values; what they concern."""
+        found: dict[str, tuple[MetricKey, dict[str, None], dict[str, None]]] = {}
+        for place in places:
+            for key, row in self.rows("metrics", split=place.split, group=place.group):
+                if row[column] and all(row[name] in allowed for name, allowed in wanted.items()):
+                    _, titles, metrics = found.setdefault(row[column], (key, {}, {}))
+                    titles[place.title] = metrics[row["metric"]] = None
+        return [Text(key, tuple(titles), tuple(metrics)) for key, titles, metrics in found.values()]
+
+    def run_family(self, run: str) -> tuple[str, str]:
+        """Backbone and method of a single training."""
+        row = self.row("runs", (run,))
+        if row is None or row["backbone"] is None or row["method"] is None:
+            backbone, _, method = run.partition("-")
+            return backbone, method
+        return str(row["backbone"]), str(row["method"])
+
+    @cached_property
+    def not_imagenet(self) -> str:
+        """What stands in every title and caption where weights called pretrained are not ImageNet's; else ""."""
+        pretrained = [row for _, row in self.rows("runs") if row["method"] != SCRATCH]
+        told = []
+        for kind, words in _NOT_IMAGENET.items():
+            concerned = [row for row in pretrained if (row["initialisation"] or "") == kind]
+            if concerned:
+                backbones = ", ".join(sorted({str(row["backbone"]) for row in concerned}))
+                told.append(words if len(concerned) == len(pretrained) else f"{words} ({backbones})")
+        return "; ".join(told)
+
+
+def against_zero(row: Row | None) -> str:
+    """Where the interval of a difference lies: above, below, includes; or no_interval, undefined, absent."""
+    if row is None:
+        return "absent"
+    if row["value"] is None:
+        return "undefined"
+    if row["ci_low"] is None or row["ci_high"] is None:
+        return "no_interval"
+    if row["ci_low"] > 0:
+        return "above"
+    return "below" if row["ci_high"] < 0 else "includes"

@@ -1,0 +1,56 @@
+"""Metrics with intervals, at home and away, from predictions alone: no image, no model, no GPU."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline import cli
+from pipeline.analysis.evaluation import EvaluateParams, evaluate
+from pipeline.params import check_versions, load_params
+from pipeline.splits import SplitParams
+from pipeline.tables import Calibration, Metrics, Predictions, Thresholds, read_table, write_table
+
+
+def flat_metrics(metrics: pd.DataFrame) -> dict[str, float | None]:
+    """The rows that have an interval's text (families, not single seeds) as ``run/finding/split/group/metric``.
+
+    DVC shows and compares this file; it nests at dots, which names here do not have.
+    """
+    rows = metrics[~metrics["run"].str.contains("-seed")]
+    return {
+        "/".join((row["run"], row["finding"], row["split"], row["group"], row["metric"])): (
+            None if pd.isna(row["value"]) else row["value"]
+        )
+        for row in rows.to_dict("records")
+    }
+
+
+def main() -> None:
+    """Run the stage."""
+    arguments = cli.parser(
+        __doc__,
+        predict="the folder of predict",
+        out="folder for metrics, calibration and thresholds",
+        metrics="file for the flat metrics that DVC shows",
+    )
+    args = arguments.parse_args()
+    check_versions("numpy", "scipy", path=args.params)
+    params = load_params(EvaluateParams, "evaluate", args.params)
+    sides = load_params(SplitParams, "split", args.params)
+    predictions = read_table(Predictions, args.predict / "predictions.parquet")
+    result = evaluate(predictions, params, sides.source, sides.target)
+    write_table(Metrics, result.metrics, args.out / "metrics.parquet")
+    write_table(Calibration, result.calibration, args.out / "calibration.parquet")
+    write_table(Thresholds, result.thresholds, args.out / "thresholds.parquet")
+    _write_json(flat_metrics(result.metrics), args.metrics)
+    print(f"{len(result.metrics)} metrics")
+
+
+def _write_json(values: dict[str, float | None], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main)

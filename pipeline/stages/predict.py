@@ -1,0 +1,128 @@
+"""Apply every trained model to what selects and tests: the source's id_val and id_test, the targets' ood_test."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from pipeline import cli
+from pipeline.imaging.store import INDEX_FILE, open_images
+from pipeline.params import check_versions, load_names, load_params
+from pipeline.splits import SplitParams
+from pipeline.tables import (
+    Curves,
+    Images,
+    Labels,
+    Predictions,
+    Runs,
+    Splits,
+    read_table,
+    read_tables,
+    write_table,
+)
+from pipeline.training.checkpoints import load_model
+from pipeline.training.determinism import ComputeParams, make_fabric, memory_format
+from pipeline.training.loop import predict_logits
+
+
+def rows_of_run(
+    card: dict[str, Any],
+    site: str,
+    part: pd.DataFrame,
+    logits: np.ndarray[Any, np.dtype[np.float32]],
+    protocol: str,
+) -> pd.DataFrame:
+    """Rows of ``tables.Predictions`` without labels for one model and site, logits (images, findings)."""
+    frames = []
+    for position, finding in enumerate(card["findings"]):
+        values = logits[:, position].astype(np.float64)
+        frames.append(
+            part[["image_id", "patient_id", "split"]].assign(
+                site=site,
+                finding=finding,
+                logit=values,
+                # the two branches of a stable sigmoid
+                probability=np.where(
+                    values >= 0, 1 / (1 + np.exp(-np.abs(values))), 1 - 1 / (1 + np.exp(-np.abs(values)))
+                ),
+                run=card["run"],
+                protocol=protocol,
+                backbone=card["backbone"],
+                method=card["method"],
+                seed=card["seed"],
+                label_fraction=card["label_fraction"],
+                draw=card["draw"],
+                adaptation="none",
+            )
+        )
+    return pd.concat(frames)
+
+
+def model_folders(models: Path, names: list[str]) -> list[Path]:
+    """The folders of all runs, in order; what params no longer name was pruned before."""
+    return sorted(path.parent for name in names for path in (models / name).glob("*/model.json"))
+
+
+def main() -> None:
+    """Run the stage."""
+    arguments = cli.parser(
+        __doc__,
+        split="the folder of split",
+        images="the folder of all sites' preprocess",
+        labels="the folder of all sites' labels",
+        models="the folder of all finetune outputs",
+        out="folder for predictions, runs and curves",
+    )
+    args = arguments.parse_args()
+    check_versions("torch", "torchvision", path=args.params)
+    params = load_params(SplitParams, "split", args.params)
+    compute = load_params(ComputeParams, "compute", args.params)
+    for parent in (args.images, args.labels):
+        cli.prune(parent, params.sites)
+    jobs = [
+        f"{backbone}-{method}"
+        for backbone in load_names("backbones", args.params)
+        for method in load_names("methods", args.params)
+    ]
+    cli.prune(args.models, jobs)
+    fabric = make_fabric(compute)
+    layout = memory_format(compute)
+    splits = read_table(Splits, args.split / "splits.parquet")
+    tested = splits[splits["split"].isin(["id_val", "id_test", "ood_test"])]
+    parts = {
+        site: tested[tested["site"] == site].merge(
+            read_table(Images, args.images / site / INDEX_FILE)[["image_id", "array_index"]], on="image_id"
+        )
+        for site in params.sites
+    }
+    stores = {site: open_images(args.images / site) for site in params.sites}
+    protocol = "+".join(params.source)
+    folders = model_folders(args.models, jobs)
+    frames, cards = [], []
+    with tqdm(total=len(folders) * len(tested), desc="predict", unit="image", mininterval=0.5) as bar:
+        for folder in folders:
+            model, card = load_model(folder)
+            model = model.to(memory_format=layout).to(fabric.device)
+            cards.append(card)
+            for site, part in parts.items():
+                index = part["array_index"].to_numpy(np.int64)
+                if len(index):
+                    logits = predict_logits(fabric, model, stores[site], index, compute.batch_size, layout)
+                    frames.append(rows_of_run(card, site, part, logits, protocol))
+                bar.update(len(index))
+    # Labels join last: nothing above has seen one.
+    labels = read_tables(Labels, [args.labels / site / "labels.parquet" for site in params.sites])
+    predictions = pd.concat(frames).merge(labels, on=["image_id", "finding"], how="left")
+    write_table(Predictions, predictions, args.out / "predictions.parquet")
+    columns = [name for name in Runs.columns if name != "model_sha256"]
+    runs = [{**{name: card[name] for name in columns}, "model_sha256": card["file_sha256"]} for card in cards]
+    write_table(Runs, runs, args.out / "runs.parquet")
+    curves = read_tables(Curves, [args.models / job / "curves.parquet" for job in jobs])
+    write_table(Curves, curves, args.out / "curves.parquet")
+    print(f"{len(cards)} models on {len(tested)} images")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,177 @@
+"""Render all tables as one self-contained HTML page with its figures; nothing is computed here."""
+
+import hashlib
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+from pydantic import Field
+from ruamel.yaml import YAML
+
+from pipeline import cli
+from pipeline.imaging.store import INDEX_FILE, open_images, read_summary
+from pipeline.params import StrictParams, load_params, read_params_file
+from pipeline.reporting import html
+from pipeline.reporting.figures import SiteSamples
+from pipeline.reporting.study import Study
+from pipeline.splits import SplitParams
+from pipeline.tables import (
+    Calibration,
+    Composition,
+    Curves,
+    Flow,
+    Images,
+    Instances,
+    LabelIssues,
+    Labels,
+    Leakage,
+    Metrics,
+    Runs,
+    Splits,
+    Table,
+    Thresholds,
+    make_table,
+    read_table,
+)
+
+# Where each table of the page lies: name on the page, contract, folder (an option of the command), file.
+_TABLES: tuple[tuple[str, type[Table], str], ...] = (
+    ("flow", Flow, "split"),
+    ("composition", Composition, "split"),
+    ("leakage", Leakage, "split"),
+    ("metrics", Metrics, "evaluate"),
+    ("calibration", Calibration, "evaluate"),
+    ("thresholds", Thresholds, "evaluate"),
+    ("runs", Runs, "predict"),
+    ("curves", Curves, "predict"),
+)
+_ATTRIBUTES = {
+    "Modality": "modality",
+    "Manufacturer": "manufacturer",
+    "Model": "model",
+    "View": "view_position",
+    "Photometric interpretation": "photometric_interpretation",
+}
+
+
+class ReportParams(StrictParams):
+    """Section ``report``.
+
+    ``notice`` is a sentence that must not be overlooked; ``images`` says whether images of patients are shown,
+    ``samples_per_site`` of them a hospital; counts from 1 to ``min_cell`` - 1 are not told.
+    """
+
+    title: str = Field(min_length=1)
+    notice: str = ""
+    images: bool
+    min_cell: int = Field(default=11, ge=0)
+    samples_per_site: int = Field(default=8, ge=2, le=24)
+
+
+def choose(index: pd.DataFrame, labels: pd.DataFrame, splits: pd.DataFrame, per_label: int) -> dict[int, list[int]]:
+    """Which images to show, one a patient, in the order of their pseudonyms.
+
+    Args:
+        index: a site's images (image_id, array_index).
+        labels: one finding's labels.
+        splits: the images that are used, with their patients.
+        per_label: how many with and how many without the finding, at most.
+
+    Returns:
+        Label (1, 0) to rows of images.npy.
+    """
+    known = index.merge(splits[["image_id", "patient_id"]], on="image_id").merge(
+        labels.dropna(subset=["label"]), on="image_id"
+    )
+    chosen = known.sort_values("image_id").drop_duplicates("patient_id")
+    return {
+        label: [int(row) for row in chosen.loc[chosen["label"] == label, "array_index"].head(per_label)]
+        for label in (1, 0)
+    }
+
+
+def describe(instances: pd.DataFrame) -> tuple[tuple[str, str], ...]:
+    """What a site's headers say, each value once: pairs of attribute and values."""
+    found = []
+    for name, column in _ATTRIBUTES.items():
+        values = sorted(instances[column].dropna().unique())
+        if values:
+            found.append((name, ", ".join(values)))
+    return tuple(found)
+
+
+def canonical_yaml(tree: object) -> str:
+    """Parameters as YAML without comments: what DVC compares, so that an edited comment leaves nothing stale."""
+    yaml = YAML()
+    text = StringIO()
+    yaml.dump(tree, text)
+    return text.getvalue()
+
+
+def main() -> None:
+    """Run the stage."""
+    arguments = cli.parser(
+        __doc__,
+        ingest="the folder of all sites' ingest",
+        split="the folder of split",
+        evaluate="the folder of evaluate",
+        predict="the folder of predict",
+        images="the folder of all sites' preprocess",
+        labels="the folder of all sites' labels",
+        out="folder for index.html and figures/",
+    )
+    args = arguments.parse_args()
+    params = load_params(ReportParams, "report", args.params)
+    sides = load_params(SplitParams, "split", args.params)
+    tree = read_params_file(args.params)
+    hashes: dict[str, str] = {}
+
+    def read(contract: type[Table], name: str, path: Path) -> pd.DataFrame:
+        frame = read_table(contract, path)
+        hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return frame
+
+    frames = {
+        name: read(contract, f"{folder}: {name}", getattr(args, folder) / f"{name}.parquet")
+        for name, contract, folder in _TABLES
+    }
+    splits = read(Splits, "split: splits", args.split / "splits.parquet")
+    findings = sorted(frames["metrics"]["finding"].unique())
+    samples: dict[str, list[SiteSamples]] = {finding: [] for finding in findings} if params.images else {}
+    issues, devices = [], {}
+    for site in sides.sites:
+        devices[site] = describe(read(Instances, f"{site}: instances", args.ingest / site / "instances.parquet"))
+        labels = read(Labels, f"{site}: labels", args.labels / site / "labels.parquet")
+        issues.append(read(LabelIssues, f"{site}: label issues", args.labels / site / "issues.parquet"))
+        index = read(Images, f"{site}: images", args.images / site / INDEX_FILE)
+        hashes[f"{site}: pixels"] = str(read_summary(args.images / site)["sha256"])
+        for finding, sites in samples.items():
+            rows = choose(index, labels[labels["finding"] == finding], splits, params.samples_per_site // 2)
+            store = open_images(args.images / site)
+            sites.append(SiteSamples(site, store[rows[1]], store[rows[0]]))
+    study = Study(
+        title=params.title,
+        notice=params.notice,
+        sources=tuple(sides.source),
+        targets=tuple(sides.target),
+        min_cell=params.min_cell,
+        frames={**frames, "issues": make_table(LabelIssues, pd.concat(issues, ignore_index=True))},
+        devices=devices,
+        params_yaml=canonical_yaml(tree),
+        versions={str(name): str(version) for name, version in tree.get("versions", {}).items()},
+        data_hashes=hashes,
+    )
+    pictures = html.draw(study, samples)
+    figures = args.out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    for old in figures.glob("*.png"):  # of a run with other backbones or findings
+        old.unlink()
+    for name, png in pictures.items():
+        (figures / f"{name}.png").write_bytes(png)
+    page = args.out / "index.html"
+    page.write_text(html.page(study, pictures), encoding="utf-8", newline="\n")
+    print(page)
+
+
+if __name__ == "__main__":
+    cli.run(main)

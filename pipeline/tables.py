@@ -1,0 +1,462 @@
+"""The contracts of all tables, one class each, and the only code that reads and writes Parquet.
+
+A table is checked on both ways: columns, types, closed vocabularies, nulls in the key, duplicate keys. Rows
+are sorted by key before writing, so that equal content gives equal bytes whatever order it was made in.
+Written with the same pyarrow, Parquet holds no clock and no path.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import PipelineError
+
+# Why a file or an image is not used. The first block is ingest's and preprocess's closed list; the second
+# belongs to the joint stages, which see labels and other sites.
+FILE_REASONS = frozenset(
+    """
+    bad_character_set burned_in_annotation corrupt_structure decode_error decompression_bomb
+    duplicate_sop_uid empty_file inconsistent_geometry invalid_dimensions invalid_rescale invalid_spacing
+    localizer missing_file_meta missing_preamble missing_required_tag no_pixel_data non_image_object
+    not_dicom pixel_header_mismatch pixel_length_mismatch truncated unreadable unsafe_identifier unsafe_uid
+    unsupported_photometric unsupported_pixel_layout unsupported_transfer_syntax
+    """.split()
+)
+IMAGE_REASONS = frozenset({"missing_label", "conflicting_label", "uncertain_label", "patient_in_source"})
+REASONS = FILE_REASONS | IMAGE_REASONS
+
+LABEL_ISSUES = frozenset({"duplicate_row", "conflicting_rows", "unknown_value", "unknown_image", "uncertain_value"})
+
+SOURCE_SPLITS = ("train", "id_val", "id_test")
+TARGET_SPLITS = ("target_adapt", "ood_test")
+
+
+class TableError(PipelineError, ValueError):
+    """A table does not keep its contract; the text names table, column and constraint, and no cell's value."""
+
+
+class Table:
+    """A contract: column names with types in order, the key, and closed vocabularies."""
+
+    columns: ClassVar[Mapping[str, pa.DataType]]
+    key: ClassVar[tuple[str, ...]]
+    vocabulary: ClassVar[Mapping[str, frozenset[str]]] = {}
+    required: ClassVar[tuple[str, ...]] = ()  # not null, beside the key
+
+
+class Manifest(Table):
+    """The files of one site as ``inventory`` found them; the archive itself is no dependency of DVC.
+
+    ``source_id`` is the keyed pseudonym of the path below the site's root. ``modified_ns`` (nanoseconds since
+    1970) is null where content is hashed instead; ``source_hmac`` is the keyed hash of the bytes, null where
+    it was not asked for.
+    """
+
+    columns: ClassVar = {
+        "source_id": pa.string(),
+        "size_bytes": pa.int64(),
+        "modified_ns": pa.int64(),
+        "source_hmac": pa.string(),
+    }
+    key: ClassVar = ("source_id",)
+    required: ClassVar = ("size_bytes",)
+
+
+class Instances(Table):
+    """One row an image (a frame of a SOP instance, or a PNG): all that is known of it downstream of ingest.
+
+    ``rows`` and ``columns`` in pixels, spacings in millimetres between centres, ``age_years`` with 90 for all
+    ages above 89, ``day`` in days shifted by a keyed offset per patient.
+    """
+
+    columns: ClassVar = {
+        "image_id": pa.string(),
+        "source_id": pa.string(),
+        "frame": pa.int32(),
+        "patient_id": pa.string(),
+        "study_id": pa.string(),
+        "series_id": pa.string(),
+        "site": pa.string(),
+        "modality": pa.string(),
+        "manufacturer": pa.string(),
+        "model": pa.string(),
+        "view_position": pa.string(),
+        "body_part": pa.string(),
+        "sex": pa.string(),
+        "age_years": pa.int16(),
+        "kvp": pa.float32(),
+        "rows": pa.int32(),
+        "columns": pa.int32(),
+        "bits_stored": pa.int16(),
+        "photometric_interpretation": pa.string(),
+        "transfer_syntax": pa.string(),
+        "row_spacing_mm": pa.float32(),
+        "column_spacing_mm": pa.float32(),
+        "day": pa.int32(),
+        "source_hmac": pa.string(),
+    }
+    key: ClassVar = ("image_id",)
+    required: ClassVar = (
+        "source_id",
+        "frame",
+        "patient_id",
+        "study_id",
+        "site",
+        "rows",
+        "columns",
+        "source_hmac",
+    )
+    vocabulary: ClassVar = {"sex": frozenset({"F", "M", "O"})}
+
+
+class Exclusions(Table):
+    """Files that go no further: at which stage and why; ``detail`` quotes no header value.
+
+    ``duplicate_of`` is the source that was kept in the place of a byte-identical copy.
+    """
+
+    columns: ClassVar = {
+        "source_id": pa.string(),
+        "stage": pa.string(),
+        "site": pa.string(),
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "duplicate_of": pa.string(),
+    }
+    key: ClassVar = ("source_id", "stage", "site")
+    required: ClassVar = ("reason",)
+    vocabulary: ClassVar = {"reason": REASONS}
+
+
+class Labels(Table):
+    """One row an image and finding: 1 present, 0 absent, null not annotated."""
+
+    columns: ClassVar = {"image_id": pa.string(), "finding": pa.string(), "label": pa.int8()}
+    key: ClassVar = ("image_id", "finding")
+
+
+class LabelIssues(Table):
+    """What was wrong in a site's label file, counted in rows of that file."""
+
+    columns: ClassVar = {"site": pa.string(), "issue": pa.string(), "count": pa.int64()}
+    key: ClassVar = ("site", "issue")
+    required: ClassVar = ("count",)
+    vocabulary: ClassVar = {"issue": LABEL_ISSUES}
+
+
+class Images(Table):
+    """Where an image lies in images.npy (N, H, W) uint8, and how it came there.
+
+    ``voi`` names what mapped the modality values to grey (PS3.3 C.11.2), with centre and width in modality
+    units where it was a window; ``inverted`` says that low values were white. The image was resized to
+    ``resized_rows`` x ``resized_columns`` pixels and then padded (top, left) to the square; ``pixels_sha256`` is
+    of the result.
+    """
+
+    columns: ClassVar = {
+        "image_id": pa.string(),
+        "array_index": pa.int64(),
+        "voi": pa.string(),
+        "window_center": pa.float64(),
+        "window_width": pa.float64(),
+        "inverted": pa.bool_(),
+        "resized_rows": pa.int32(),
+        "resized_columns": pa.int32(),
+        "pad_top": pa.int32(),
+        "pad_left": pa.int32(),
+        "pixels_sha256": pa.string(),
+    }
+    key: ClassVar = ("image_id",)
+    required: ClassVar = ("array_index", "voi", "inverted", "pixels_sha256")
+
+
+class Splits(Table):
+    """Which side an image is on: role (source, target) and split."""
+
+    columns: ClassVar = {
+        "image_id": pa.string(),
+        "patient_id": pa.string(),
+        "site": pa.string(),
+        "role": pa.string(),
+        "split": pa.string(),
+    }
+    key: ClassVar = ("image_id",)
+    required: ClassVar = ("patient_id", "site", "role", "split")
+    vocabulary: ClassVar = {
+        "role": frozenset({"source", "target"}),
+        "split": frozenset(SOURCE_SPLITS + TARGET_SPLITS),
+    }
+
+
+class Flow(Table):
+    """The funnel, per site and step in order; each step's loss stands beside it with its reason.
+
+    ``kind`` is "remaining" (what is left after the step, reason null becomes "") or "excluded".
+    """
+
+    columns: ClassVar = {
+        "site": pa.string(),
+        "step": pa.int16(),
+        "stage": pa.string(),
+        "kind": pa.string(),
+        "reason": pa.string(),
+        "num_files": pa.int64(),
+        "num_images": pa.int64(),
+        "num_patients": pa.int64(),
+    }
+    key: ClassVar = ("site", "step", "kind", "reason")
+    required: ClassVar = ("stage",)
+    vocabulary: ClassVar = {"kind": frozenset({"remaining", "excluded"})}
+
+
+class Composition(Table):
+    """Patients, images and labels per site and split."""
+
+    columns: ClassVar = {
+        "site": pa.string(),
+        "split": pa.string(),
+        "finding": pa.string(),
+        "num_images": pa.int64(),
+        "num_patients": pa.int64(),
+        "num_positive": pa.int64(),
+        "num_negative": pa.int64(),
+        "num_unknown": pa.int64(),
+    }
+    key: ClassVar = ("site", "split", "finding")
+
+
+class Leakage(Table):
+    """Checks between splits: how many patients, images or files stand on two sides (all must be 0 to pass)."""
+
+    columns: ClassVar = {
+        "check": pa.string(),
+        "description": pa.string(),
+        "count": pa.int64(),
+        "must_be_zero": pa.bool_(),
+    }
+    key: ClassVar = ("check",)
+    required: ClassVar = ("count", "must_be_zero", "description")
+
+
+class Samples(Table):
+    """The source sites' train and id_val images, gathered: row ``array_index`` of images.npy beside it."""
+
+    columns: ClassVar = {
+        "image_id": pa.string(),
+        "array_index": pa.int64(),
+        "patient_id": pa.string(),
+        "site": pa.string(),
+        "split": pa.string(),
+    }
+    key: ClassVar = ("image_id",)
+    required: ClassVar = ("array_index", "patient_id", "site", "split")
+    vocabulary: ClassVar = {"split": frozenset({"train", "id_val"})}
+
+
+class Curves(Table):
+    """What training saw, an epoch a row (null where a part has no loss); losses in nats per annotated label."""
+
+    columns: ClassVar = {
+        "run": pa.string(),
+        "epoch": pa.int32(),
+        "phase": pa.string(),
+        "train_loss": pa.float64(),
+        "id_val_loss": pa.float64(),
+        "learning_rate": pa.float64(),
+        "kept": pa.bool_(),
+    }
+    key: ClassVar = ("run", "phase", "epoch")
+
+
+class Runs(Table):
+    """The trained models: one row a run, with where the weights came from and what it was trained on."""
+
+    columns: ClassVar = {
+        "run": pa.string(),
+        "backbone": pa.string(),
+        "method": pa.string(),
+        "seed": pa.int64(),
+        "label_fraction": pa.float64(),
+        "draw": pa.int64(),
+        "initialisation": pa.string(),
+        "weights_name": pa.string(),
+        "weights_sha256": pa.string(),
+        "num_train_images": pa.int64(),
+        "num_train_patients": pa.int64(),
+        "num_parameters": pa.int64(),
+        "model_sha256": pa.string(),
+    }
+    key: ClassVar = ("run",)
+
+
+class Predictions(Table):
+    """One row an image, finding and run: the logit and its probability, with what evaluation groups by."""
+
+    columns: ClassVar = {
+        "image_id": pa.string(),
+        "finding": pa.string(),
+        "run": pa.string(),
+        "protocol": pa.string(),
+        "backbone": pa.string(),
+        "method": pa.string(),
+        "seed": pa.int64(),
+        "label_fraction": pa.float64(),
+        "draw": pa.int64(),
+        "adaptation": pa.string(),
+        "patient_id": pa.string(),
+        "site": pa.string(),
+        "split": pa.string(),
+        "label": pa.int8(),
+        "logit": pa.float64(),
+        "probability": pa.float64(),
+    }
+    key: ClassVar = ("run", "finding", "image_id")
+    required: ClassVar = ("backbone", "method", "patient_id", "site", "split", "logit", "probability")
+    vocabulary: ClassVar = {"split": frozenset({"id_val", "id_test", "ood_test"})}
+
+
+class Metrics(Table):
+    """One row a run (or a backbone and method over its seeds), finding, split, group and metric.
+
+    ``group`` is ``site=NAME``, ``source``, ``target``, ``worst_site`` or ``target_minus_source``. ``value``
+    is null where it is undefined and ``note`` says why; ``interval`` names how ci_low and ci_high were made.
+    """
+
+    columns: ClassVar = {
+        "run": pa.string(),
+        "finding": pa.string(),
+        "split": pa.string(),
+        "group": pa.string(),
+        "metric": pa.string(),
+        "value": pa.float64(),
+        "ci_low": pa.float64(),
+        "ci_high": pa.float64(),
+        "num_images": pa.int64(),
+        "num_patients": pa.int64(),
+        "interval": pa.string(),
+        "note": pa.string(),
+    }
+    key: ClassVar = ("run", "finding", "split", "group", "metric")
+    required: ClassVar = ("num_images", "num_patients")
+
+
+class Calibration(Table):
+    """Reliability per bin of equal numbers of images, all seeds of a backbone and method pooled."""
+
+    columns: ClassVar = {
+        "run": pa.string(),
+        "finding": pa.string(),
+        "group": pa.string(),
+        "bin": pa.int16(),
+        "mean_probability": pa.float64(),
+        "observed_rate": pa.float64(),
+        "num_images": pa.int64(),
+    }
+    key: ClassVar = ("run", "finding", "group", "bin")
+
+
+class Thresholds(Table):
+    """Operating points, fixed on the source's id_val and carried over unchanged."""
+
+    columns: ClassVar = {
+        "run": pa.string(),
+        "finding": pa.string(),
+        "threshold": pa.float64(),
+        "wanted_specificity": pa.float64(),
+        "reached_specificity": pa.float64(),
+        "num_images": pa.int64(),
+    }
+    key: ClassVar = ("run", "finding")
+
+
+def make_table(table: type[Table], rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """Rows as a frame that keeps ``table``'s contract, sorted by key; columns that rows lack are null.
+
+    Raises:
+        TableError: a column too many, a value of the wrong type or outside its vocabulary, a null or a
+            duplicate in the key.
+    """
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    surplus = sorted(set(map(str, frame.columns)) - set(table.columns))
+    if surplus:
+        raise TableError(f"{table.__name__}: unknown columns {surplus}; expected {list(table.columns)}")
+    return _check(table, _to_arrow(table, frame.reindex(columns=list(table.columns)))).to_pandas(
+        types_mapper=_DTYPES.get
+    )
+
+
+def write_table(table: type[Table], rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: Path) -> None:
+    """Check, sort by key and write as Parquet; see ``make_table`` for the errors."""
+    frame = make_table(table, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(_to_arrow(table, frame), path, compression="zstd")
+
+
+def read_table(table: type[Table], path: Path) -> pd.DataFrame:
+    """Read and check; nullable dtypes (Int64, boolean, string), so that null never turns into 0 or NaN text.
+
+    Raises:
+        TableError: the file is not there, or does not keep the contract.
+    """
+    if not path.is_file():
+        raise TableError(f"{table.__name__}: {path} is not there; `dvc repro` makes it")
+    raw = pq.read_table(path)
+    if raw.schema.names != list(table.columns):
+        raise TableError(f"{table.__name__}: {path} has columns {raw.schema.names}, expected {list(table.columns)}")
+    return _check(table, raw.cast(_schema(table))).to_pandas(types_mapper=_DTYPES.get)
+
+
+def read_tables(table: type[Table], paths: Iterable[Path]) -> pd.DataFrame:
+    """Several files of one contract as one frame, the key checked over all of them."""
+    frames = [read_table(table, path) for path in paths]
+    return make_table(table, pd.concat(frames, ignore_index=True) if frames else [])
+
+
+# pandas' own nullable types, but for floats: there null and NaN are one thing, and NumPy's are what the
+# numeric code wants.
+_DTYPES = {
+    pa.string(): pd.StringDtype(),
+    pa.int8(): pd.Int8Dtype(),
+    pa.int16(): pd.Int16Dtype(),
+    pa.int32(): pd.Int32Dtype(),
+    pa.int64(): pd.Int64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+}
+
+
+def _schema(table: type[Table]) -> pa.Schema:
+    return pa.schema(list(table.columns.items()))
+
+
+def _to_arrow(table: type[Table], frame: pd.DataFrame) -> pa.Table:
+    columns = []
+    for name, dtype in table.columns.items():
+        try:
+            columns.append(pa.Array.from_pandas(frame[name], type=dtype))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            raise TableError(f"{table.__name__}.{name}: not all values are {dtype}") from None
+    return pa.Table.from_arrays(
+        [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns],
+        schema=_schema(table),
+    )
+
+
+def _check(table: type[Table], data: pa.Table) -> pa.Table:
+    for name in (*table.key, *table.required):
+        if data.column(name).null_count:
+            raise TableError(
+                f"{table.__name__}.{name}: {data.column(name).null_count} of {len(data)} rows are null"
+            )
+    for name, allowed in table.vocabulary.items():
+        seen = {value for value in data.column(name).unique().to_pylist() if value is not None}
+        if seen - allowed:
+            raise TableError(f"{table.__name__}.{name}: {len(seen - allowed)} values outside {sorted(allowed)}")
+    data = data.sort_by([(name, "ascending") for name in table.key])
+    keys = data.select(list(table.key)).to_pandas()
+    if keys.duplicated().any():
+        raise TableError(f"{table.__name__}: {int(keys.duplicated().sum())} rows repeat a key {table.key}")
+    return data

@@ -1,0 +1,42 @@
+"""Settings that decide whether the same inputs give the same bytes."""
+
+import os
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from pydantic import Field
+from threadpoolctl import threadpool_limits
+
+from pipeline.params import StrictParams
+
+
+class ComputeParams(StrictParams):
+    """Section ``compute``. ``threads`` and ``channels_last`` change the bytes of a result; ``accelerator`` and
+    ``precision`` its rounding.
+    """
+
+    threads: int = Field(default=2, ge=1)
+    channels_last: bool = False
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    batch_size: int = Field(default=64, ge=1)  # where nothing is trained
+
+
+def make_fabric(params: ComputeParams) -> Fabric:
+    """One device, deterministic algorithms, a fixed number of threads.
+
+    On a CPU two runs give the same bytes. On a GPU torch raises where a layer has no deterministic kernel.
+    """
+    # cuBLAS reads it at its first use: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(params.threads)
+    threadpool_limits(params.threads)  # BLAS and OpenMP under scikit-learn
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    return Fabric(accelerator=params.accelerator, devices=1, precision=params.precision)
+
+
+def memory_format(params: ComputeParams) -> torch.memory_format:
+    """The layout of weights and images."""
+    return torch.channels_last if params.channels_last else torch.contiguous_format

@@ -1,0 +1,384 @@
+"""evaluate: who is compared where, what is null and why, and what must not change when other things do."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from pipeline.analysis.evaluation import EvaluateParams, evaluate, family_name, name_families
+from pipeline.metrics.binary import METRICS
+from pipeline.tables import Calibration, Metrics, Predictions, Thresholds, make_table
+
+PARAMS = EvaluateParams(seed=1, resamples=200)
+SOURCE, TARGET = ["east", "north"], ["west", "south"]
+SITES = {"id_val": SOURCE, "id_test": SOURCE, "ood_test": TARGET}
+
+
+def cohort(sites=SITES, patients=30, findings=("effusion",)):
+    """Two images a patient; labels and image noise hang on the image's name alone."""
+    rows = []
+    for split, names in sites.items():
+        for site in names:
+            for finding in findings:
+                rng = np.random.default_rng([len(split), *map(ord, site + finding)])
+                rows += [
+                    {
+                        "image_id": f"{split}-{site}-{image:03d}",
+                        "patient_id": f"{split}-{site}-p{image // 2}",
+                        "site": site,
+                        "split": split,
+                        "finding": finding,
+                        "label": int(rng.random() < 0.4),
+                        "noise": rng.normal(),
+                    }
+                    for image in range(2 * patients)
+                ]
+    return pd.DataFrame(rows)
+
+
+def run(images, method, seed, signal=1.0, backbone="resnet", **others):
+    name = "-".join([backbone, method, f"s{seed}", *(f"{value}" for value in others.values())])
+    own = np.random.default_rng([seed, *map(ord, backbone + method)]).normal(size=len(images))
+    logits = signal * images["label"].fillna(0).astype(float) + 0.8 * images["noise"] + 0.5 * own - 0.5
+    return images.drop(columns="noise").assign(
+        run=name,
+        backbone=backbone,
+        method=method,
+        seed=seed,
+        logit=logits,
+        probability=expit(logits),
+        **{"label_fraction": 1.0, "draw": 0, "adaptation": None, "protocol": "main", **others},
+    )
+
+
+def study(images=None, methods=("scratch", "full"), seeds=(0, 1, 2), **others):
+    images = cohort() if images is None else images
+    return pd.concat(
+        [
+            run(images, method, seed, 0.8 if method == "scratch" else 1.6, **others)
+            for method in methods
+            for seed in seeds
+        ],
+        ignore_index=True,
+    )
+
+
+def contract(frame):
+    return make_table(Predictions, frame)
+
+
+def pick(table, **wanted):
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    return table
+
+
+def one(table, **wanted):
+    rows = pick(table, **wanted)
+    assert len(rows) == 1, (wanted, len(rows))
+    return rows.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    return contract(study())
+
+
+@pytest.fixture(scope="module")
+def evaluation(predictions):
+    return evaluate(predictions, PARAMS, SOURCE, TARGET)
+
+
+def test_tables_keep_their_contracts(evaluation):
+    for table, frame in (
+        (Metrics, evaluation.metrics),
+        (Calibration, evaluation.calibration),
+        (Thresholds, evaluation.thresholds),
+    ):
+        assert list(frame.columns) == list(table.columns)
+        assert len(frame)
+
+
+def test_which_rows_there_are(evaluation):
+    rows = pick(evaluation.metrics, run="resnet-full")
+    assert set(zip(rows["split"], rows["group"], strict=True)) == {
+        ("id_val", "source"),
+        ("id_test", "source"),
+        ("id_test", "site=east"),
+        ("id_test", "site=north"),
+        ("ood_test", "target"),
+        ("ood_test", "site=west"),
+        ("ood_test", "site=south"),
+        ("ood_test", "worst_site"),
+        ("ood_test", "target_minus_source"),
+    }
+    assert set(pick(rows, split="ood_test", group="target")["metric"]) == {*METRICS, "auroc_minus_scratch"}
+    assert "auroc_minus_scratch" not in set(pick(evaluation.metrics, run="resnet-scratch")["metric"])
+    single = pick(evaluation.metrics, run="resnet-full-s1")
+    assert set(single["metric"]) == {"auroc"}
+    assert single["ci_low"].isna().all()
+
+
+def test_value_is_the_mean_over_seeds(evaluation, predictions):
+    part = pick(predictions, method="full", split="ood_test", site="west")
+    each = [roc_auc_score(rows["label"].astype(int), rows["logit"]) for _, rows in part.groupby("run")]
+    row = one(evaluation.metrics, run="resnet-full", split="ood_test", group="site=west", metric="auroc")
+    assert row["value"] == pytest.approx(np.mean(each))
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+    assert (row["num_images"], row["num_patients"]) == (60, 30)
+    assert "3 runs" in row["interval"]
+    single = one(evaluation.metrics, run="resnet-full-s2", split="ood_test", group="site=west")
+    assert single["value"] == pytest.approx(each[2])
+
+
+def test_worst_site_gap_and_difference_agree_with_their_parts(evaluation):
+    def value(run, group, metric="auroc", split="ood_test"):
+        return one(evaluation.metrics, run=run, split=split, group=group, metric=metric)
+
+    for metric, choose in (("auroc", min), ("brier", max)):
+        worst = value("resnet-full", "worst_site", metric)
+        sites = {name: value("resnet-full", f"site={name}", metric)["value"] for name in TARGET}
+        name = choose(sites, key=sites.get)
+        assert worst["value"] == sites[name]
+        assert worst["note"] == f"site {name}"
+    gap = value("resnet-full", "target_minus_source")
+    expected = value("resnet-full", "target")["value"] - value("resnet-full", "source", split="id_test")["value"]
+    assert gap["value"] == pytest.approx(expected)
+    assert gap["ci_low"] < gap["value"] < gap["ci_high"]
+    paired = value("resnet-full", "target", "auroc_minus_scratch")
+    expected = value("resnet-full", "target")["value"] - value("resnet-scratch", "target")["value"]
+    assert paired["value"] == pytest.approx(expected)
+    assert "3 and 3 runs" in paired["interval"]
+
+
+def width(table, **wanted):
+    row = one(table, **wanted)
+    return row["ci_high"] - row["ci_low"]
+
+
+def test_gap_counts_both_sides_patients_and_pairs_the_seeds():
+    images = cohort()
+    name = "calibration_intercept"  # symmetric limits for the parts too
+    made = evaluate(
+        contract(study(images, seeds=(0,))), EvaluateParams(seed=1, resamples=2000), SOURCE, TARGET
+    ).metrics
+    target = width(made, run="resnet-full", split="ood_test", group="target", metric=name)
+    source = width(made, run="resnet-full", split="id_test", group="source", metric=name)
+    gap = width(made, run="resnet-full", group="target_minus_source", metric=name)
+    assert gap == pytest.approx(np.hypot(target, source), rel=0.05)
+    # A bad and a good seed: each is bad or good on both sides, and the gap hardly knows of it.
+    unequal = pd.concat([run(images, "full", 0, 0.3), run(images, "full", 1, 3.0)], ignore_index=True)
+    made = evaluate(contract(unequal), PARAMS, SOURCE, TARGET).metrics
+    assert width(made, run="resnet-full", group="target_minus_source", metric="auroc") < 0.8
+    assert width(made, run="resnet-full", group="target", metric="auroc") > 0.8
+
+
+def test_threshold_comes_from_id_val_of_each_run(evaluation, predictions):
+    point = one(evaluation.thresholds, run="resnet-full-s0")
+    part = pick(predictions, run="resnet-full-s0", split="id_val")
+    negatives = part[part["label"] == 0]
+    assert point["num_images"] == len(negatives)
+    assert point["reached_specificity"] == pytest.approx((negatives["probability"] < point["threshold"]).mean())
+    assert point["reached_specificity"] >= 0.9
+
+
+def test_poisoned_test_labels_move_no_threshold(evaluation, predictions):
+    poisoned = predictions.copy()
+    for split in ("ood_test", "id_test"):
+        hit = poisoned["split"] == split
+        poisoned.loc[hit, "label"] = 1 - poisoned.loc[hit, "label"]
+        again = evaluate(poisoned, PARAMS, SOURCE, TARGET)
+        pd.testing.assert_frame_equal(again.thresholds, evaluation.thresholds)
+    assert not again.metrics.equals(evaluation.metrics)
+
+
+def same_rows(before, after, **wanted):
+    pd.testing.assert_frame_equal(
+        pick(before, **wanted).reset_index(drop=True),
+        pick(after, **wanted).reset_index(drop=True),
+        check_exact=True,
+    )
+
+
+def test_another_method_changes_no_other_row(evaluation):
+    more = evaluate(contract(study(methods=("scratch", "full", "probe"))), PARAMS, SOURCE, TARGET)
+    for run_name in set(evaluation.metrics["run"]):
+        same_rows(evaluation.metrics, more.metrics, run=run_name)
+        same_rows(evaluation.calibration, more.calibration, run=run_name)
+
+
+def test_another_hospital_changes_only_the_pooled_rows(evaluation):
+    sites = {**SITES, "ood_test": [*TARGET, "arctic"]}
+    more = evaluate(contract(study(cohort(sites))), PARAMS, SOURCE, [*TARGET, "arctic"])
+    for group in ("source", "site=east", "site=north", "site=west", "site=south"):
+        # A run's noise is drawn over all its images: the new ones come last and leave the others alone.
+        same_rows(evaluation.metrics, more.metrics, group=group)
+    assert len(pick(more.metrics, group="site=arctic"))
+
+
+def test_order_of_rows_does_not_matter(evaluation, predictions):
+    shuffled = predictions.sample(frac=1.0, random_state=0)
+    again = evaluate(shuffled, PARAMS, SOURCE[::-1], TARGET[::-1])
+    for name in ("metrics", "calibration", "thresholds"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(evaluation, name), check_exact=True)
+
+
+def test_seed_changes_intervals_and_no_value(evaluation, predictions):
+    again = evaluate(predictions, EvaluateParams(seed=2, resamples=200), SOURCE, TARGET).metrics
+    pd.testing.assert_series_equal(again["value"], evaluation.metrics["value"])
+    assert (again["ci_low"] != evaluation.metrics["ci_low"]).any()
+
+
+def test_one_class_is_null_with_a_note():
+    images = cohort()
+    images.loc[images["site"] == "west", "label"] = 0
+    made = evaluate(contract(study(images)), PARAMS, SOURCE, TARGET).metrics
+    west = pick(made, run="resnet-full", group="site=west").set_index("metric")
+    for metric in ("auroc", "average_precision", "calibration_slope", "calibration_intercept", "sensitivity"):
+        assert np.isnan(west.loc[metric, "value"])
+        assert west.loc[metric, "note"] == "one class only (positives: 0)"
+    assert west.loc["auroc_minus_scratch", "note"] == "one class only (positives: 0)"
+    assert west.loc["specificity", "value"] > 0
+    assert west.loc["prevalence", "value"] == 0
+    assert "exact binomial on 30 patients" in west.loc["prevalence", "interval"]
+    assert one(made, run="resnet-full-s0", group="site=west")["note"] == "one class only (positives: 0)"
+    worst = one(made, run="resnet-full", group="worst_site", metric="auroc")
+    assert worst["note"] == "site south; undefined at west"
+
+
+def test_images_without_label_are_left_out_and_counted():
+    images = cohort()
+    images["label"] = images["label"].astype("Int8")
+    images.loc[images.index[images["site"] == "west"][:7], "label"] = pd.NA
+    made = evaluate(contract(study(images)), PARAMS, SOURCE, TARGET)
+    row = one(made.metrics, run="resnet-full", group="site=west", metric="auroc")
+    assert (row["num_images"], row["num_patients"]) == (53, 27)
+    assert row["note"] == "7 images without label left out"
+    assert pick(made.calibration, run="resnet-full", group="site=west")["num_images"].sum() == 3 * 53
+
+
+def test_a_site_without_labels_or_images_is_null():
+    images = cohort()
+    images["label"] = images["label"].astype("Int8")
+    images.loc[images["site"] == "west", "label"] = pd.NA
+    made = evaluate(contract(study(images)), PARAMS, SOURCE, [*TARGET, "arctic"]).metrics
+    for group in ("site=west", "site=arctic"):
+        rows = pick(made, run="resnet-full", group=group)
+        assert rows["value"].isna().all()
+        assert (rows["num_images"] == 0).all()
+        assert rows["note"].str.contains("no annotated images").all()
+
+
+def test_no_negatives_on_id_val_means_no_operating_point():
+    images = cohort()
+    images.loc[images["split"] == "id_val", "label"] = 1
+    made = evaluate(contract(study(images)), PARAMS, SOURCE, TARGET)
+    assert made.thresholds["threshold"].isna().all()
+    row = one(made.metrics, run="resnet-full", group="target", metric="sensitivity")
+    assert np.isnan(row["value"])
+    assert row["note"] == "no threshold: no annotated negatives on id_val"
+
+
+def test_a_single_run_says_that_seeds_are_unknown():
+    made = evaluate(contract(study(seeds=(0,))), PARAMS, SOURCE, TARGET).metrics
+    row = one(made, run="resnet-full", group="target", metric="auroc")
+    assert "one run, spread between seeds unknown" in row["interval"]
+
+
+def test_perfect_separation_has_an_exact_auroc_and_no_slope():
+    images = cohort()
+    frame = study(images, seeds=(0, 1))
+    frame["logit"] = 6.0 * frame["label"] - 3 + 0.001 * frame["logit"]
+    frame["probability"] = expit(frame["logit"])
+    made = pick(
+        evaluate(contract(frame), PARAMS, SOURCE, TARGET).metrics, run="resnet-full", group="target"
+    ).set_index("metric")
+    assert made.loc["auroc", "value"] == 1.0
+    assert 0.8 < made.loc["auroc", "ci_low"] < 1.0
+    assert "exact binomial" in made.loc["auroc", "interval"]
+    assert np.isnan(made.loc["calibration_slope", "value"])
+    assert "2 of 2 runs" in made.loc["calibration_slope", "note"]
+    assert made.loc["auroc_minus_scratch", "value"] == 0.0
+    assert "no variation" in made.loc["auroc_minus_scratch", "note"]
+
+
+def test_draws_of_the_label_subset_are_the_repetitions():
+    images = cohort()
+    frame = pd.concat(
+        [study(images, label_fraction=0.1, draw=draw) for draw in (0, 1)] + [study(images)], ignore_index=True
+    )
+    made = evaluate(contract(frame), PARAMS, SOURCE, TARGET).metrics
+    row = one(made, run="resnet-full-labels10", group="target", metric="auroc")
+    assert "2 runs" in row["interval"]
+    assert len(pick(made, run="resnet-full-labels10", group="target", metric="auroc_minus_scratch")) == 1
+    assert "3 runs" in one(made, run="resnet-full", group="target", metric="auroc")["interval"]
+
+
+def test_adapted_runs_may_have_target_predictions_only():
+    images = cohort()
+    adapted = study(images[images["split"] == "ood_test"], adaptation="batch_norm")
+    made = evaluate(
+        contract(pd.concat([study(images), adapted], ignore_index=True)), PARAMS, SOURCE, TARGET
+    ).metrics
+    rows = pick(made, run="resnet-full-batch_norm")
+    assert set(rows["split"]) == {"ood_test"}
+    assert "target_minus_source" not in set(rows["group"])
+    assert len(pick(rows, group="target", metric="auroc_minus_scratch")) == 1
+
+
+def test_findings_do_not_mix(evaluation):
+    made = evaluate(contract(study(cohort(findings=("effusion", "nodule")))), PARAMS, SOURCE, TARGET)
+    assert set(made.metrics["finding"]) == {"effusion", "nodule"}
+    assert set(made.thresholds["finding"]) == {"effusion", "nodule"}
+
+
+def test_calibration_bins(evaluation):
+    rows = pick(evaluation.calibration, run="resnet-full", group="target")
+    assert rows["bin"].tolist() == list(range(10))
+    assert (rows["num_images"] == 36).all()  # 120 images x 3 runs / 10
+    assert rows["mean_probability"].is_monotonic_increasing
+
+
+def test_names_of_families():
+    assert family_name("resnet", "full", 1.0, "", "") == "resnet-full"
+    assert family_name("resnet", "full", 0.05, "batch_norm", "loho") == "resnet-full-labels5-batch_norm-loho"
+    images = cohort()
+    several = pd.concat([study(images), study(images, protocol="other")], ignore_index=True)
+    assert {family.name for family in name_families(contract(several))} == {
+        f"resnet-{method}-{protocol}" for method in ("full", "scratch") for protocol in ("main", "other")
+    }
+
+
+def test_bad_input_is_refused(predictions):
+    def refused(match, source=SOURCE, target=TARGET, frame=None, **columns):
+        bad = (predictions if frame is None else frame).copy()
+        for column, (row, value) in columns.items():
+            bad.loc[bad.index[row], column] = value
+        with pytest.raises(ValueError, match=match):
+            evaluate(bad, PARAMS, source, target)
+
+    refused("must be unique; 1 of", frame=pd.concat([predictions, predictions.iloc[:1]], ignore_index=True))
+    refused("probability must lie in", probability=(0, 1.2))
+    refused("probability must lie in", probability=(0, float("nan")))
+    refused("logit must be finite", logit=(0, float("inf")))
+    refused("logistic function", probability=(0, 0.999999))
+    refused("label must be 0, 1 or null", label=(0, 2))
+    refused("unknown sites \\['west'\\]", target=["south"])
+    refused("source and target at once", target=["west", "south", "east"])
+    refused("id_val and id_test must hold source sites only", site=(0, "west"))
+    refused("ood_test must hold target sites only", site=(len(predictions) - 1, "east"))
+    refused("one split only", patient_id=(0, "id_val-east-p0"))
+    refused("same images", frame=predictions.iloc[1:])
+    refused("label of an image must be the same", label=(0, 1 - int(predictions["label"].iloc[0])))
+    refused(
+        "lacks", frame=predictions[(predictions["run"] != "resnet-full-s1") | (predictions["split"] != "ood_test")]
+    )
+    refused("runs have rows of different", method=(0, "probe"))
+
+
+def test_params_are_checked():
+    for wrong in ({"resamples": 10}, {"specificity": 1.0}, {"ece_bins": 0}, {"unknown": 1}):
+        with pytest.raises(ValidationError):
+            EvaluateParams(seed=0, **wrong)

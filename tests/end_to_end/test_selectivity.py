@@ -1,0 +1,115 @@
+"""What runs again after a change, and what does not: real runs on a tiny cohort (`--dry` does not propagate)."""
+
+import shutil
+
+import pytest
+from end_to_end.project import BACKBONE, Project, site
+
+JOINT = ["split", "gather", "predict", "evaluate", "report"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A project after its first full run; tests work on copies."""
+    project = Project.create(tmp_path_factory.mktemp("project"))
+    ran = project.repro()
+    assert sorted(ran) == sorted(
+        [f"{stage}@{name}" for stage in ("simulate", "ingest", "labels", "preprocess") for name in ("home", "away")]
+        + [f"features@{BACKBONE}"]
+        + [f"finetune@{BACKBONE}-{method}" for method in ("scratch", "linear_probe")]
+        + JOINT
+    )
+    return project
+
+
+@pytest.fixture
+def project(base, tmp_path):
+    return base.copy(tmp_path / "project")
+
+
+def test_a_second_run_does_nothing(project):
+    locks = project.locks()
+    assert project.repro() == []
+    assert project.locks() == locks
+
+
+def test_a_forced_rerun_leaves_the_lock_files_as_they_are(project):
+    locks = project.locks()
+    assert len(project.repro("--force")) == 16
+    assert project.locks() == locks
+
+
+def test_a_new_target_site_trains_nothing_and_leaves_no_trace_when_removed(project):
+    locks, models = project.locks(), project.output_hashes("finetune@")
+    gathered = project.output_hashes("gather")
+    before = project.params
+
+    params = project.params
+    params["sites"]["far"] = site("far", vendor="DELTA", model="CR4", photometric="MONOCHROME1", transfer_syntax="rle")
+    params["split"]["target"].append("far")
+    project.params = params
+    ran = project.repro()
+    assert sorted(ran) == sorted([f"{stage}@far" for stage in ("simulate", "ingest", "labels", "preprocess")] + JOINT)
+    assert project.output_hashes("finetune@") == models
+    assert project.output_hashes("gather") == gathered
+    assert "far" in (project.folder / "reports/html/index.html").read_text()
+
+    project.params = before
+    project.repro()
+    assert project.locks() == locks
+    left = [path for path in (project.folder / "data").rglob("*") if "far" in path.relative_to(project.folder).parts]
+    assert left == []
+    assert "site=far" not in (project.folder / "reports/metrics.json").read_text()
+
+
+def test_a_new_method_runs_only_its_own_jobs(project):
+    models = project.output_hashes("finetune@")
+    params = project.params
+    params["methods"]["full_finetune"] = {"learning_rate": 1e-3}
+    project.params = params
+    assert project.repro() == [f"finetune@{BACKBONE}-full_finetune", "predict", "evaluate", "report"]
+    assert models.items() <= project.output_hashes("finetune@").items()
+
+    del params["methods"]["scratch"]
+    project.params = params
+    assert project.repro() == ["predict", "evaluate", "report"]
+    assert not (project.folder / f"data/models/{BACKBONE}-scratch").exists()
+
+
+def test_editing_the_report_trains_nothing(project):
+    path = project.folder / "pipeline/reporting/html.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    assert project.repro() == ["report"]
+
+
+def test_editing_one_method_trains_that_method(project):
+    path = project.folder / "pipeline/transfer/linear_probe.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    # The model comes out as it was, so nothing after it runs.
+    assert project.repro() == [f"finetune@{BACKBONE}-linear_probe"]
+
+
+def test_a_corrected_label_rereads_no_dicom(project):
+    """The label file of the target: nothing is read, decoded or trained again."""
+    path = project.folder / "data/cohort/away/labels.csv"
+    lines = path.read_text().splitlines()
+    number = next(index for index, line in enumerate(lines) if line.endswith(",1"))
+    lines[number] = lines[number][:-1] + "0"
+    path.chmod(0o644)
+    path.write_text("\n".join(lines) + "\n")
+    ran = project.run("dvc", "repro", "--single-item", "labels@away").stdout
+    assert "Running stage 'labels@away'" in ran
+    rest = project.run("dvc", "repro", "--downstream", "labels@away").stdout
+    assert not [name for name in ("ingest", "preprocess", "features", "finetune") if f"stage '{name}" in rest]
+    assert "Running stage 'evaluate'" in rest
+
+
+def test_a_changed_file_in_the_archive_is_refused_until_the_inventory_knows_it(project):
+    archive = project.folder / "data/cohort/home/archive"
+    shutil.copy(next(path for path in archive.rglob("*") if path.is_file()), archive / "new_file")
+    done = project.run(
+        *"pipeline.stages.ingest --site home --manifest data/manifests/home.parquet --out out".split(), check=False
+    )
+    assert done.returncode == 2
+    assert "1 files are not in the manifest" in done.stderr
+    assert "Traceback" not in done.stderr

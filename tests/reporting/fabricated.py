@@ -1,0 +1,216 @@
+"""A study that never was: two home hospitals, two elsewhere, two backbones, four methods. Seeded."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import tables
+from pipeline.reporting.figures import SiteSamples
+from pipeline.reporting.study import Study
+
+SOURCES, TARGETS = ("north", "south"), ("east", "west")
+BACKBONES = ("mobilenet_v2", "resnet18")
+METHODS = ("full_finetune", "linear_probe", "lp_ft", "scratch")
+FINDING = "pneumonia"
+INTERVAL = "95 % percentile interval, 2000 bootstrap resamples of patients"
+
+
+def study(**changes: Any) -> Study:
+    """The study; ``changes`` replace its fields, ``frames`` only the tables named."""
+    made = Study(
+        title="Pneumonia on chest radiographs",
+        notice="",
+        sources=SOURCES,
+        targets=TARGETS,
+        min_cell=11,
+        frames=_frames(),
+        devices=dict.fromkeys(SOURCES + TARGETS, (("Manufacturer", "Acme 3000"), ("View", "AP, PA"))),
+        params_yaml="report:\n  title: Pneumonia\nseed: 7\n",
+        versions={"torch": "2.15.0", "numpy": "2.4.6"},
+        data_hashes={"split: flow": "ab12" * 16},
+    )
+    if "frames" in changes:
+        changes["frames"] = {**made.frames, **changes["frames"]}
+    return replace(made, **changes)
+
+
+def samples(side_px: int = 48) -> dict[str, list[SiteSamples]]:
+    """Grey discs, brighter with the finding."""
+    rows, columns = np.mgrid[-1 : 1 : side_px * 1j, -1 : 1 : side_px * 1j]
+    disc = (1 - np.clip(rows**2 + columns**2, 0, 1)) * 160
+
+    def images(count: int, extra: int) -> Any:
+        return np.stack([disc + extra + 8 * i for i in range(count)]).astype(np.uint8)
+
+    return {FINDING: [SiteSamples(s, images(4, 60), images(4 - i % 2, 0)) for i, s in enumerate(SOURCES + TARGETS)]}
+
+
+def initialised(kind: str) -> pd.DataFrame:
+    """The runs with pretrained weights of another origin."""
+    runs = _frames()["runs"].copy()
+    runs.loc[runs["method"] != "scratch", "initialisation"] = kind
+    return runs
+
+
+@cache
+def _frames() -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(20)
+    rows = {name: [] for name in ("metrics", "calibration", "thresholds", "runs", "curves")}
+    gains = {"scratch": 0.0, "linear_probe": 0.012, "full_finetune": 0.058, "lp_ft": 0.064}
+    for backbone in BACKBONES:
+        for method in METHODS:
+            _family(rows, rng, backbone, method, gains[method])
+    made = {
+        "metrics": tables.make_table(tables.Metrics, rows["metrics"]),
+        "calibration": tables.make_table(tables.Calibration, rows["calibration"]),
+        "thresholds": tables.make_table(tables.Thresholds, rows["thresholds"]),
+        "runs": tables.make_table(tables.Runs, rows["runs"]),
+        "curves": tables.make_table(tables.Curves, rows["curves"]),
+    }
+    return {**made, **_who()}
+
+
+def _family(rows: dict[str, list[Any]], rng: Any, backbone: str, method: str, gain: float) -> None:
+    family = f"{backbone}-{method}"
+    groups = [("id_val", "source", 0.83, 410)]
+    groups += [
+        ("id_test", g, m, n)
+        for g, m, n in (("source", 0.82, 400), ("site=north", 0.83, 230), ("site=south", 0.81, 170))
+    ]
+    groups += [
+        ("ood_test", g, m, n)
+        for g, m, n in (("target", 0.75, 610), ("site=east", 0.78, 380), ("site=west", 0.69, 9))
+    ]
+    groups += [("ood_test", "worst_site", 0.69, 9), ("ood_test", "target_minus_source", -0.07, 1010)]
+    base = {"run": family, "finding": FINDING}
+    for split, group, middle, patients in groups:
+        gap = group == "target_minus_source"
+        here = {**base, "split": split, "group": group, "num_images": int(patients * 1.2), "num_patients": patients}
+        values = {
+            "auroc": (middle + (0 if gap else gain - 0.04), 0.03),
+            "average_precision": (-0.05 if gap else 0.41 + gain, 0.06),
+            "brier": (0.012 if gap else 0.1012, 0.01),
+            "log_loss": (0.05 if gap else 0.351, 0.02),
+            "calibration_slope": (-0.2 if gap else 0.93, 0.2),
+            "calibration_intercept": (-0.3 if gap else -0.12, 0.25),
+            "ece": (0.02 if gap else 0.034, None),
+            "sensitivity": (-0.1 if gap else 0.62, 0.07),
+            "specificity": (-0.02 if gap else 0.9, 0.02),
+            "prevalence": (0.03 if gap else 0.131, 0.02),
+        }
+        if method != "scratch" and split != "id_val":
+            values["auroc_minus_scratch"] = ((0.004 if gap else gain) + rng.normal(0, 0.004), 0.035)
+        for metric, (value, spread) in values.items():
+            value = float(value + rng.normal(0, 0.004))
+            row = {**here, "metric": metric, "value": value, "note": "site west" if group == "worst_site" else ""}
+            if spread is not None:
+                row |= {"ci_low": value - spread, "ci_high": value + spread * 0.9, "interval": INTERVAL}
+            if group == "site=west" and metric == "calibration_slope":
+                row |= {
+                    "value": None,
+                    "ci_low": None,
+                    "ci_high": None,
+                    "note": "undefined: fewer than 10 positives",
+                }
+            rows["metrics"].append(row)
+    for group in ("source", "target"):
+        for number in range(8):
+            x = (number + 0.7) ** 2 / 90
+            y = min(1.0, max(0.0, x * (0.95 if group == "source" else 0.7) + rng.normal(0, 0.02)))
+            rows["calibration"].append(
+                {**base, "group": group, "bin": number, "mean_probability": x, "observed_rate": y, "num_images": 50}
+            )
+    for seed in (0, 1, 2):
+        run = f"{family}-seed{seed}"
+        for split, group in (("id_test", "source"), ("ood_test", "target")):
+            auroc = 0.8 + gain - (0.07 if group == "target" else 0) + rng.normal(0, 0.01)
+            rows["metrics"].append(
+                {"run": run, "finding": FINDING, "split": split, "group": group, "metric": "auroc", "value": auroc,
+                 "num_images": 480, "num_patients": 400}
+            )  # fmt: skip
+        rows["thresholds"].append(
+            {"run": run, "finding": FINDING, "threshold": 0.31 + rng.normal(0, 0.02), "wanted_specificity": 0.9,
+             "reached_specificity": 0.903, "num_images": 492}
+        )  # fmt: skip
+        rows["runs"].append(
+            {"run": run, "backbone": backbone, "method": method, "seed": seed, "label_fraction": 1.0, "draw": 0,
+             "initialisation": "scratch" if method == "scratch" else "imagenet",
+             "weights_name": None if method == "scratch" else "IMAGENET1K_V1",
+             "weights_sha256": None if method == "scratch" else ("5c" if backbone == "resnet18" else "7e") * 32,
+             "num_train_images": 1440, "num_train_patients": 1200, "num_parameters": 11_177_025,
+             "model_sha256": f"{rng.integers(16**8):08x}" * 8}
+        )  # fmt: skip
+        phases = {"lp_ft": ("probe", "finetune"), "linear_probe": ("probe",)}.get(method, ("finetune",))
+        for phase in phases:
+            for epoch in range(8):
+                loss = 0.32 + 0.35 * np.exp(-epoch / 2.5) - gain
+                probe = phase == "probe"
+                rows["curves"].append(
+                    {"run": run, "phase": phase, "epoch": epoch,
+                     "train_loss": None if probe else loss - 0.01 * epoch,
+                     "id_val_loss": loss + 0.006 * abs(epoch - 4) + rng.normal(0, 0.004),
+                     "learning_rate": 1e-3, "kept": epoch == 4}
+                )  # fmt: skip
+
+
+def _who() -> dict[str, pd.DataFrame]:
+    flow: list[dict[str, Any]] = []
+    composition: list[dict[str, Any]] = []
+    for site, files in zip(SOURCES + TARGETS, (1403, 988, 760, 21), strict=True):
+        flow.append(_flow(site, 0, "inventory", "remaining", "", files))
+        left = files
+        steps: dict[str, dict[str, int]] = {
+            "ingest": {"not_dicom": 12, "localizer": 31} if files > 100 else {"not_dicom": 1},
+            "preprocess": {"inconsistent_geometry": 3, "unsupported_photometric": 17} if files > 100 else {},
+            "split": {"missing_label": 44, "patient_in_source": 4} if files > 100 else {"missing_label": 2},
+        }
+        for step, (stage, losses) in enumerate(steps.items(), start=1):
+            flow += [_flow(site, step, stage, "excluded", reason, number) for reason, number in losses.items()]
+            left -= sum(losses.values())
+            flow.append(_flow(site, step, stage, "remaining", "", left))
+        splits = ("train", "id_val", "id_test") if site in SOURCES else ("target_adapt", "ood_test")
+        for split in splits:
+            total = left // len(splits)
+            positive, unknown = total // 8, total // 50
+            composition.append(
+                {
+                    "site": site,
+                    "split": split,
+                    "finding": FINDING,
+                    "num_images": total,
+                    "num_patients": total * 5 // 6,
+                    "num_positive": positive,
+                    "num_negative": total - positive - unknown,
+                    "num_unknown": unknown,
+                }
+            )
+    checks = [
+        ("patients_in_two_splits", "patients with images in more than one split", 0, True),
+        ("pixels_in_two_splits", "different images with identical pixels in 2 splits", 14, True),
+        ("patients_at_two_sites", "patients with images at more than one site", 4, False),
+    ]
+    names = ("check", "description", "count", "must_be_zero")
+    issues = [{"site": "north", "issue": "duplicate_row", "count": 23}]
+    return {
+        "flow": tables.make_table(tables.Flow, flow),
+        "composition": tables.make_table(tables.Composition, composition),
+        "leakage": tables.make_table(tables.Leakage, [dict(zip(names, check, strict=True)) for check in checks]),
+        "issues": tables.make_table(tables.LabelIssues, issues),
+    }
+
+
+def _flow(site: str, step: int, stage: str, kind: str, reason: str, number: int) -> dict[str, Any]:
+    known = stage not in ("inventory", "ingest") or (stage == "ingest" and kind == "remaining")
+    return {
+        "site": site,
+        "step": step,
+        "stage": stage,
+        "kind": kind,
+        "reason": reason,
+        "num_files": number,
+        "num_images": number if known else None,
+        "num_patients": max(1, number * 5 // 6) if known else None,
+    }

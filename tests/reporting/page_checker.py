@@ -1,0 +1,155 @@
+"""Reads a page as a reader would and says what is wrong with it; shares no code with what made the page."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from html.parser import HTMLParser
+from typing import Any
+
+import pandas as pd
+
+from pipeline.tables import (
+    Calibration,
+    Composition,
+    Curves,
+    Flow,
+    LabelIssues,
+    Leakage,
+    Metrics,
+    Runs,
+    Table,
+    Thresholds,
+)
+
+CONTRACTS: dict[str, type[Table]] = {
+    "metrics": Metrics,
+    "calibration": Calibration,
+    "thresholds": Thresholds,
+    "runs": Runs,
+    "curves": Curves,
+    "flow": Flow,
+    "composition": Composition,
+    "leakage": Leakage,
+    "issues": LabelIssues,
+}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+UNSEEN = {"style", "script", "title"}
+
+
+class Page(HTMLParser):
+    """A page's elements, texts and faults.
+
+    ``texts`` are pairs of visible text and the classes around it; ``data`` pairs of a data element's
+    attributes and its text; ``faults`` what is not well-formed.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.stack: list[tuple[str, dict[str, str]]] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[tuple[str, set[str]]] = []
+        self.data: list[tuple[dict[str, str], str]] = []
+        self.faults: list[str] = []
+        self.feed(html)
+        self.close()
+        self.faults += [f"<{tag}> is never closed" for tag, _ in self.stack]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        if len(set(names)) < len(names):
+            self.faults.append(f"<{tag}> repeats an attribute")
+        element = (tag, {name: value or "" for name, value in attrs})
+        self.elements.append(element)
+        if tag not in VOID:
+            self.stack.append(element)
+        if tag == "data":
+            self.data.append((element[1], ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.stack or self.stack[-1][0] != tag:
+            self.faults.append(f"</{tag}> closes {self.stack[-1][0] if self.stack else 'nothing'}")
+            return
+        self.stack.pop()
+
+    def handle_data(self, data: str) -> None:
+        tags = [tag for tag, _ in self.stack]
+        if UNSEEN & set(tags):
+            return
+        classes = {name for _, attributes in self.stack for name in attributes.get("class", "").split()}
+        self.texts.append((data, classes | ({"<data>"} if "data" in tags else set())))
+        if "data" in tags and "aside" not in classes:
+            attributes, text = self.data[-1]
+            self.data[-1] = (attributes, text + data)
+
+
+@cache
+def read(html: str) -> Page:
+    """The page, read once."""
+    return Page(html)
+
+
+def untraced(page: Page, frames: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Texts with a numeral that neither a data element, nor verbatim text, nor a known name accounts for."""
+    columns = ("run", "site", "finding", "backbone", "method", "split", "reason", "stage", "metric")
+    known: set[str] = set()
+    for frame in frames.values():
+        for column in set(columns) & set(frame.columns):
+            known |= {str(value) for value in frame[column].dropna()}
+    known |= {part for run in known for part in run.split("-")}
+    spelled = {text.replace("_", " ").lower() for text in known} | known
+
+    def accounted(text: str, classes: set[str]) -> bool:
+        if {"<data>", "verbatim"} & classes:
+            return True
+        words = text.strip().rpartition(": ")[2]
+        return "name" in classes and (words in spelled or words.lower() in spelled)
+
+    return [text for text, classes in page.texts if re.search(r"\d", text) and not accounted(text, classes)]
+
+
+def misquoted(page: Page, frames: Mapping[str, pd.DataFrame], min_cell: int) -> list[str]:
+    """Data elements that do not resolve, or do not show what stands in the table."""
+    rows = {
+        name: {tuple(str(row[part]) for part in CONTRACTS[name].key): row for row in frame.to_dict("records")}
+        for name, frame in frames.items()
+    }
+    wrong = []
+    for attributes, text in page.data:
+        key = _split(attributes["data-key"])
+        row = rows[attributes["data-table"]].get(key)
+        what = f"{attributes['data-table']} {key} {attributes['data-column']}: {text!r}"
+        if row is None:
+            wrong.append(f"{what}: no such row")
+        elif not _quotes(row[attributes["data-column"]], attributes, text, min_cell):
+            wrong.append(f"{what}: the table has {row[attributes['data-column']]!r}")
+    return wrong
+
+
+def _quotes(value: Any, attributes: Mapping[str, str], text: str, min_cell: int) -> bool:
+    classes = attributes["class"].split()
+    if pd.isna(value):
+        return text == "–" and attributes["value"] == "" and "undefined" in classes and bool(attributes["title"])
+    if isinstance(value, str):
+        return text == value == attributes["value"]
+    if "small" in classes:
+        told = attributes["value"] == "" and value > 0
+        return told and ((text == f"<{min_cell}" and value < min_cell) or (text == "hidden" and value >= min_cell))
+    plain = text.replace("−", "-").replace(",", "")
+    if isinstance(value, int):
+        few = attributes["data-column"] != "num_parameters" and 0 < value < min_cell
+        return not few and int(plain) == value == int(attributes["value"])
+    decimals = len(plain.partition(".")[2])
+    return decimals >= 2 and float(plain) == round(value, decimals) and float(attributes["value"]) == value
+
+
+def _split(joined: str) -> tuple[str, ...]:
+    parts, escaped = [""], False
+    for character in joined:
+        if escaped or character not in "\\|":
+            parts[-1] += character
+            escaped = False
+        elif character == "|":
+            parts.append("")
+        else:
+            escaped = True
+    return tuple(parts)

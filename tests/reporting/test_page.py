@@ -1,0 +1,429 @@
+import base64
+import hashlib
+import os
+import pickle
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from reporting import fabricated
+from reporting.page_checker import misquoted, read, untraced
+
+from pipeline import tables
+from pipeline.reporting import cells, figures, html
+from pipeline.reporting.study import Study, against_zero, slug
+
+SECTIONS = [
+    "summary",
+    "funnel",
+    "samples",
+    "composition",
+    "hospitals",
+    "calibration",
+    "training",
+    "leakage",
+    "provenance",
+    "reading",
+]
+PIXEL = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 1, 1)  # as much of a picture as the page reads
+NOT_IMAGENET = "random initialisation, not ImageNet"
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return fabricated.study()
+
+
+@pytest.fixture(scope="module")
+def pictures(study: Study) -> dict[str, bytes]:
+    return html.draw(study, fabricated.samples())
+
+
+@pytest.fixture(scope="module")
+def page(study: Study, pictures: dict[str, bytes]) -> str:
+    return html.page(study, pictures)
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", "".join(text for text, _ in read(page).texts))
+
+
+def section(page: str, name: str) -> str:
+    return page.split(f'<section id="{name}">')[1].split("</section>")[0]
+
+
+def without(frame: pd.DataFrame, **where: str) -> pd.DataFrame:
+    hit = pd.Series(True, index=frame.index)
+    for column, value in where.items():
+        hit &= frame[column] == value
+    return frame[~hit]
+
+
+class TestNumbers:
+    def test_each_numeral_is_traced(self, page: str, study: Study):
+        assert untraced(read(page), study.frames) == []
+
+    def test_each_trace_leads_to_what_is_shown(self, page: str, study: Study):
+        parsed = read(page)
+        assert len(parsed.data) > 500
+        assert misquoted(parsed, study.frames, study.min_cell) == []
+
+    def test_the_checker_sees_a_planted_number(self, page: str, study: Study):
+        planted = page.replace("<h2>Summary</h2>", "<h2>Summary</h2><p>AUROC 0.99</p>")
+        assert untraced(read(planted), study.frames) == ["AUROC 0.99"]
+
+    def test_the_checker_sees_a_number_dressed_as_a_name(self, page: str, study: Study):
+        planted = page.replace("<h2>Summary</h2>", '<h2>Summary</h2><p class="name">0.99</p>')
+        assert untraced(read(planted), study.frames) == ["0.99"]
+
+    def test_the_checker_sees_an_altered_text(self, page: str, study: Study):
+        altered = re.sub(r'(data-column="value">)0\.8\d<', r"\g<1>0.99<", page, count=1)
+        assert len(misquoted(read(altered), study.frames, study.min_cell)) == 1
+
+    def test_the_checker_sees_an_altered_table(self, page: str, study: Study):
+        metrics = study.frames["metrics"].assign(value=study.frames["metrics"]["value"] + 0.3)
+        assert len(misquoted(read(page), {**study.frames, "metrics": metrics}, study.min_cell)) > 100
+
+    @pytest.mark.parametrize(
+        ("value", "signed", "text"),
+        [
+            (0.7312, False, "0.73"),
+            (-0.021, True, "−0.02"),
+            (0.05, True, "+0.05"),
+            (0.003, True, "+0.003"),
+            (0.0, True, "0.00"),
+            (-0.00001, True, "−0.0000"),
+        ],
+    )
+    def test_number(self, value: float, signed: bool, text: str):
+        assert cells.number(value, signed=signed) == text
+
+    def test_key_is_reversible(self):
+        assert cells.join_key(["a|b", "c\\", 3]) == "a\\|b|c\\\\|3"
+
+
+class TestPage:
+    def test_well_formed(self, page: str):
+        assert read(page).faults == []
+
+    def test_same_bytes_in_another_process(self, page: str, pictures: dict[str, bytes]):
+        # Another order of sets and dicts' hashes; one figure of each kind, the page with all.
+        code = """import hashlib, pickle, sys
+from reporting import fabricated
+from pipeline.reporting import figures, html
+study, of = fabricated.study(), (fabricated.FINDING, "resnet18")
+pictures = pickle.load(sys.stdin.buffer)
+samples = fabricated.samples()[fabricated.FINDING]
+drawn = [
+    figures.to_png(figures.funnel, study), figures.to_png(figures.forest, study, *of),
+    figures.to_png(figures.reliability, study, *of), figures.to_png(figures.training_curves, study, "resnet18"),
+    figures.to_png(figures.contact_sheet, samples, fabricated.FINDING, ""), html.page(study, pictures).encode(),
+]
+print(*(hashlib.sha256(made).hexdigest() for made in drawn))"""
+        names = ["funnel", "forest-pneumonia-resnet18", "reliability-pneumonia-resnet18", "curves-resnet18"]
+        here = [*(pictures[name] for name in [*names, "samples-pneumonia"]), page.encode()]
+        path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            input=pickle.dumps(pictures),
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"},
+        )
+        assert done.stdout.decode().split() == [hashlib.sha256(made).hexdigest() for made in here]
+
+    def test_self_contained(self, page: str):
+        parsed = read(page)
+        assert {tag for tag, _ in parsed.elements} & {"script", "link", "iframe", "object"} == set()
+        sources = [a[name] for _, a in parsed.elements for name in ("src", "href", "srcset") if name in a]
+        assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+        style = page.split("<style>")[1].split("</style>")[0]
+        assert "url(" not in style
+        assert "@import" not in style
+        targets = {a["id"] for _, a in parsed.elements if "id" in a}
+        assert {source[1:] for source in sources if source.startswith("#")} <= targets
+
+    def test_holds_each_picture_with_words_for_it(self, page: str, pictures: dict[str, bytes]):
+        images = [attributes for tag, attributes in read(page).elements if tag == "img"]
+        held = {base64.b64decode(attributes["src"].partition(",")[2]) for attributes in images}
+        assert held == set(pictures.values())
+        assert all(len(attributes["alt"]) > 40 for attributes in images)
+
+    def test_tables_have_captions_and_scopes(self, page: str):
+        elements = read(page).elements
+        tags = [tag for tag, _ in elements]
+        assert tags.count("table") == tags.count("caption") > 8
+        assert {a.get("scope") for tag, a in elements if tag == "th"} <= {"col", "row", "rowgroup"}
+        levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h\d", tag)]
+        assert levels[0] == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+
+    def test_sections_in_order(self, page: str):
+        found = [a["id"] for tag, a in read(page).elements if tag == "section"]
+        assert found == [
+            "summary",
+            "funnel",
+            "samples",
+            "composition",
+            "hospitals",
+            "calibration",
+            "training",
+            "leakage",
+            "provenance",
+            "reading",
+        ]
+
+    def test_no_path_of_this_machine(self, page: str, pictures: dict[str, bytes]):
+        here = str(Path(__file__).resolve().parents[2])
+        assert here not in page
+        assert all(here.encode() not in png and b"Software" not in png for png in pictures.values())
+
+    def test_hostile_names_are_escaped(self, pictures: dict[str, bytes]):
+        hostile = '<script>alert(1)</script>"&|\\'
+        frames = dict(fabricated.study().frames)
+        flow = frames["flow"].assign(site=frames["flow"]["site"].replace("north", hostile))
+        study = fabricated.study(
+            title=hostile,
+            notice=hostile,
+            sources=(hostile, "south"),
+            frames={"flow": flow},
+            params_yaml=f"a: {hostile}\n",
+        )
+        made = html.page(study, pictures)
+        parsed = read(made)
+        assert parsed.faults == []
+        assert "script" not in {tag for tag, _ in parsed.elements}
+        assert hostile in text_of(made)
+        assert misquoted(parsed, study.frames, study.min_cell) == []
+
+    def test_dollars_and_long_names_in_figures(self):
+        frames = fabricated.study().frames
+        flow = frames["flow"].assign(site=frames["flow"]["site"].replace("north", "$x_1$" * 9))
+        study = fabricated.study(sources=("$x_1$" * 9, "south"), frames={"flow": flow})
+        assert figures.to_png(figures.funnel, study)
+
+
+class TestSummary:
+    @pytest.mark.parametrize(
+        ("low", "high", "words"),
+        [
+            (0.01, 0.2, "above zero"),
+            (-0.2, -0.01, "below zero"),
+            (-0.1, 0.1, "includes zero"),
+            (0.0, 0.1, "includes zero"),
+        ],
+    )
+    def test_words_follow_the_interval(self, low: float, high: float, words: str):
+        assert against_zero({"value": 0.0, "ci_low": low, "ci_high": high}) == words.split()[0]
+        metrics = fabricated.study().frames["metrics"].copy()
+        metrics.loc[metrics["metric"] == "auroc_minus_scratch", ["ci_low", "ci_high"]] = [low, high]
+        summary = section(html.page(fabricated.study(frames={"metrics": metrics}), {}), "summary")
+        helps = summary.split("Does transfer help?")[1].split("Does the model survive")[0]
+        assert set(re.findall(r"above zero|below zero|includes zero", helps)) == {words}
+
+    def test_without_an_interval_nothing_is_said(self):
+        metrics = fabricated.study().frames["metrics"].assign(ci_low=None, ci_high=None)
+        summary = text_of(section(html.page(fabricated.study(frames={"metrics": metrics}), {}), "summary"))
+        assert "given without an interval, so nothing is said about it" in summary
+        assert "zero:" not in summary
+
+    def test_absent_comparison(self):
+        metrics = without(fabricated.study().frames["metrics"], metric="auroc_minus_scratch")
+        assert "not evaluated" in text_of(
+            section(html.page(fabricated.study(frames={"metrics": metrics}), {}), "summary")
+        )
+
+
+class TestGaps:
+    def test_undefined_is_a_dash_with_its_reason(self, page: str):
+        shown = [
+            (a, text) for a, text in read(page).data if "undefined" in a["class"] and a["data-table"] == "metrics"
+        ]
+        assert {text for _, text in shown} == {"–"}
+        assert {a["title"] for a, _ in shown} == {"undefined: fewer than 10 positives"}
+        assert "undefined: fewer than 10 positives" in text_of(section(page, "calibration"))
+
+    def test_nothing_was_evaluated(self):
+        names = ("metrics", "calibration", "thresholds", "runs", "curves")
+        study = fabricated.study(frames={name: fabricated.study().frames[name].head(0) for name in names})
+        made = html.page(study, html.draw(study, {}))
+        assert read(made).faults == []
+        assert "Nothing was evaluated" in made
+        assert untraced(read(made), study.frames) == []
+
+    def test_unknown_method_and_metric_render(self):
+        rename = {"resnet18-lp_ft": "resnet18-adapters_r16", "resnet18-linear_probe": "resnet18-linear_probe-f0.25"}
+        metrics = fabricated.study().frames["metrics"].copy()
+        metrics["run"] = metrics["run"].replace(rename)
+        metrics["metric"] = metrics["metric"].replace("average_precision", "f_beta_2")
+        study = fabricated.study(frames={"metrics": metrics})
+        assert figures.to_png(figures.forest, study, fabricated.FINDING, "resnet18")
+        made = html.page(study, {})
+        assert "adapters r16" in section(made, "hospitals")
+        assert "f beta 2" in section(made, "hospitals")
+        assert "Linear probe, f0.25" in text_of(section(made, "summary"))
+        assert untraced(read(made), study.frames) == []
+        assert misquoted(read(made), study.frames, study.min_cell) == []
+
+    def test_one_target_and_two_findings(self):
+        frames = dict(fabricated.study().frames)
+        metrics = without(without(frames["metrics"], group="site=west"), group="worst_site")
+        second = pd.concat([metrics, metrics.assign(finding="effusion")], ignore_index=True)
+        study = fabricated.study(targets=("east",), frames={"metrics": tables.make_table(tables.Metrics, second)})
+        assert figures.to_png(figures.forest, study, "effusion", "resnet18")
+        made = html.page(study, {})
+        assert read(made).faults == []
+        assert untraced(read(made), study.frames) == []
+        assert [place.title for place in study.places("effusion")][-1] == "Elsewhere: east"
+
+
+class TestSmallCells:
+    def test_no_small_count_is_told(self, page: str):
+        parsed = read(page)
+        told = [
+            (a, text)
+            for a, text in parsed.data
+            if a["data-column"].startswith("num_") or a["data-column"] == "count"
+        ]
+        assert "<11" in {text for _, text in told}
+        counts = [int(a["value"]) for a, _ in told if a["value"] and a["data-column"] != "num_parameters"]
+        assert not [count for count in counts if 0 < count < 11]
+
+    def test_parts_do_not_give_a_small_one_away(self):
+        row = {"num_patients": 90, "num_positive": 5, "num_negative": 95, "num_unknown": 0, "num_images": 100}
+        shown = {column: cells.count(row, column, 11) for column in row}
+        assert shown == {
+            "num_patients": "90",
+            "num_positive": "<11",
+            "num_negative": "hidden",
+            "num_unknown": "0",
+            "num_images": "100",
+        }
+
+    def test_images_of_few_patients_are_hidden(self):
+        assert cells.count({"num_patients": 3, "num_images": 40}, "num_images", 11) == "hidden"
+
+    def test_switched_off(self, pictures: dict[str, bytes]):
+        study = fabricated.study(min_cell=0)
+        made = html.page(study, pictures)
+        assert 'class="v small"' not in made
+        assert "are not told" not in made
+        assert misquoted(read(made), study.frames, 0) == []
+
+
+class TestInitialisation:
+    def test_imagenet_needs_no_banner(self, page: str):
+        assert "not ImageNet" not in text_of(page)
+
+    def test_random_is_said_everywhere(self, monkeypatch: pytest.MonkeyPatch):
+        study = fabricated.study(frames={"runs": fabricated.initialised("random")}, notice="Simulated images")
+        written: list[str] = []
+        keep = figures._Sheet.text
+
+        def text(sheet: object, left: float, top: float, words: str, **style: object) -> None:
+            written.append(words)
+            keep(sheet, left, top, words, **style)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(figures._Sheet, "text", text)
+        monkeypatch.setattr(figures, "to_png", lambda draw, *args: draw(*args) and PIXEL)
+        drawn = html.draw(study, fabricated.samples())
+        assert written.count(NOT_IMAGENET) == len(drawn)
+        made = html.page(study, drawn)
+        parsed = read(made)
+        banners = re.findall(r'<p class="banner.*?</p>', made, re.DOTALL)
+        assert len(banners) == 2
+        assert "Random initialisation, not ImageNet" in banners[1]
+        for tag in ("caption", "figcaption"):
+            captions = re.findall(rf"<{tag}>.*?</{tag}>", made, re.DOTALL)
+            assert captions
+            assert all(NOT_IMAGENET in caption for caption in captions)
+        assert parsed.faults == []
+
+    def test_partly_random_names_the_backbone(self):
+        runs = fabricated.initialised("random")
+        runs.loc[runs["backbone"] == "mobilenet_v2", "initialisation"] = "imagenet"
+        assert fabricated.study(frames={"runs": runs}).not_imagenet == f"{NOT_IMAGENET} (resnet18)"
+
+    @pytest.mark.parametrize(("kind", "words"), [("file", "another file, not ImageNet"), (None, "not recorded")])
+    def test_other_origins(self, kind: str, words: str):
+        assert words in fabricated.study(frames={"runs": fabricated.initialised(kind)}).not_imagenet
+
+
+class TestFigures:
+    def test_names_are_files(self, pictures: dict[str, bytes]):
+        assert all(re.fullmatch(r"[a-z0-9_-]+", name) for name in pictures)
+        assert slug("A/b", "ü..") == "a_b-_"
+
+    def test_no_texts_overlap(self, study: Study):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        with figures._style():
+            for figure in (
+                figures.forest(study, fabricated.FINDING, "resnet18"),
+                figures.funnel(study),
+                figures.training_curves(study, "resnet18"),
+                figures.reliability(study, fabricated.FINDING, "resnet18"),
+                figures.contact_sheet(fabricated.samples()[fabricated.FINDING], fabricated.FINDING, NOT_IMAGENET),
+            ):
+                canvas = FigureCanvasAgg(figure)
+                canvas.draw()
+                found = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+                found += [text for axes in figure.axes for text in (axes.title, axes._left_title, axes.xaxis.label)]
+                boxes = [(t, t.get_window_extent(canvas.get_renderer())) for t in found if t.get_text()]
+                outside = [t.get_text() for t, box in boxes if box.x0 < 0 or box.x1 > figure.bbox.x1 or box.y0 < 0]
+                assert outside == []
+                clashes = [
+                    (a.get_text(), b.get_text())
+                    for i, (a, one) in enumerate(boxes)
+                    for b, two in boxes[i + 1 :]
+                    if one.overlaps(two.padded(-1))
+                ]
+                assert clashes == []
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to lay the page out")
+@pytest.mark.parametrize("width_px", [375, 1280])
+def test_nothing_sticks_out(page: str, tmp_path: Path, width_px: int):
+    # An iframe has the width asked for; a headless window may have a least one of its own.
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    probe = f"""<!DOCTYPE html>
+    <iframe id="f" src="page.html" width="{width_px}" height="800" style="border:0"></iframe>
+    <script>window.onload = () => {{ const d = document.getElementById("f").contentDocument.documentElement;
+    document.title = "W" + d.clientWidth + " S" + d.scrollWidth + " H" + d.scrollHeight; }}</script>"""
+    (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
+    flags += [
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=5000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    seen = subprocess.run(
+        [str(CHROMIUM), *flags, "--dump-dom", (tmp_path / "probe.html").as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    found = re.search(r"<title>W(\d+) S(\d+) H(\d+)</title>", seen.stdout)
+    assert found, seen.stdout[:500] + seen.stderr[-500:]
+    client, scroll, height = map(int, found.groups())
+    assert client == width_px
+    assert scroll <= width_px
+    assert height > 3000
+
+
+def test_does_not_import_what_is_dear():
+    code = """import sys, pipeline.stages.report
+dear = ("torch", "sklearn", "cv2", "pydicom", "matplotlib.pyplot")
+print([name for name in dear if name in sys.modules])"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.strip() == "[]"

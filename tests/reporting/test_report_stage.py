@@ -1,0 +1,108 @@
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from reporting import fabricated
+from reporting.page_checker import read, untraced
+
+from pipeline import tables
+from pipeline.imaging.store import write_images
+from pipeline.params import ParamsError
+from pipeline.reporting import figures
+from pipeline.stages import report
+
+PARAMS = """
+split:  # which side
+  seed: 7
+  source: [north, south]
+  target: [east, west]
+report:
+  title: A study of nobody
+  notice: Simulated images
+  images: IMAGES
+versions:
+  torch: 2.15.0
+"""
+PIXEL = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 1, 1)
+
+
+@pytest.fixture
+def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    frames = fabricated.study().frames
+    for name, contract, folder in report._TABLES:
+        tables.write_table(contract, frames[name], tmp_path / folder / f"{name}.parquet")
+    splits = []
+    for site in fabricated.SOURCES + fabricated.TARGETS:
+        ids = [f"{site}{number}" for number in range(6)]
+        common = {"site": site, "study_id": "s", "frame": 0, "rows": 64, "columns": 64, "source_hmac": "h"}
+        instances = [
+            {**common, "image_id": i, "source_id": i, "patient_id": i, "manufacturer": "Acme"} for i in ids
+        ]
+        tables.write_table(tables.Instances, instances, tmp_path / "ingest" / site / "instances.parquet")
+        labels = [{"image_id": i, "finding": fabricated.FINDING, "label": n % 2} for n, i in enumerate(ids)]
+        tables.write_table(tables.Labels, labels, tmp_path / "labels" / site / "labels.parquet")
+        tables.write_table(tables.LabelIssues, [], tmp_path / "labels" / site / "issues.parquet")
+        index = [{"image_id": i, "array_index": n, "voi": "none", "inverted": False} for n, i in enumerate(ids)]
+        if "pixels_sha256" in tables.Images.columns:
+            index = [{**row, "pixels_sha256": "a"} for row in index]
+        tables.write_table(tables.Images, index, tmp_path / "images" / site / "images.parquet")
+        write_images((np.full((8, 8), n, np.uint8) for n in range(6)), 8, tmp_path / "images" / site)
+        role, split = ("source", "train") if site in fabricated.SOURCES else ("target", "ood_test")
+        splits += [{"image_id": i, "patient_id": i, "site": site, "role": role, "split": split} for i in ids]
+    tables.write_table(tables.Splits, splits, tmp_path / "split" / "splits.parquet")
+    monkeypatch.setattr(figures, "to_png", lambda draw, *args: draw(*args) and PIXEL)
+    return tmp_path
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool) -> str:
+    (folder / "params.yaml").write_text(PARAMS.replace("IMAGES", str(images).lower()), encoding="utf-8")
+    options = {name: folder / name for name in ("ingest", "split", "evaluate", "predict", "images", "labels")}
+    options |= {"out": folder / "out", "params": folder / "params.yaml"}
+    monkeypatch.setattr(sys, "argv", ["report", *(str(part) for k, v in options.items() for part in (f"--{k}", v))])
+    report.main()
+    return (folder / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_writes_page_and_figures(
+    study_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (study_folder / "out" / "figures").mkdir(parents=True)
+    stale = study_folder / "out" / "figures" / "forest-old.png"
+    stale.touch()
+    page = run(study_folder, monkeypatch, images=True)
+    assert capsys.readouterr().out.strip() == str(study_folder / "out" / "index.html")
+    assert not stale.exists()
+    assert (study_folder / "out" / "figures" / "samples-pneumonia.png").is_file()
+    assert read(page).faults == []
+    assert untraced(read(page), fabricated.study().frames) == []
+    assert str(study_folder) not in page
+    assert "Acme" in page
+    assert "Images are not shown" not in page
+
+
+def test_images_can_stay_out(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    page = run(study_folder, monkeypatch, images=False)
+    assert "Images are not shown" in page
+    assert not (study_folder / "out" / "figures" / "samples-pneumonia.png").exists()
+
+
+def test_choose_takes_one_image_a_patient_and_only_used_ones():
+    ids = ["a", "b", "c", "d", "e"]
+    index = pd.DataFrame({"image_id": ids, "array_index": range(5)})
+    labels = pd.DataFrame({"image_id": ids, "label": pd.array([1, 1, 0, None, 1], dtype="Int8")})
+    splits = pd.DataFrame({"image_id": ids[:4], "patient_id": ["p", "p", "q", "r"]})
+    assert report.choose(index, labels, splits, per_label=4) == {1: [0], 0: [2]}
+
+
+def test_yaml_keeps_order_and_values_and_drops_comments():
+    assert report.canonical_yaml({"b": [1, 0.001], "a": {"x": True}}) == "b:\n- 1\n- 0.001\na:\n  x: true\n"
+
+
+def test_unknown_key_is_refused(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text("report: {title: T, images: false, min_cel: 0}\n", encoding="utf-8")
+    with pytest.raises(ParamsError, match="did you mean 'min_cell'"):
+        report.load_params(report.ReportParams, "report", path)
