@@ -22,9 +22,7 @@ def parser(doc: str | None, **paths: str) -> argparse.ArgumentParser:
     for name, text in paths.items():
         option = "--" + name.rstrip("_").replace("_", "-")
         made.add_argument(option, dest=name, type=Path, required=True, metavar="PATH", help=text)
-    made.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), metavar="PATH", help="default: params.yaml"
-    )
+    made.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="PATH", help="default: params.yaml")
     return made
 
 

@@ -41,6 +41,11 @@ def load_key(params_path: Path) -> bytes:
     """
     params = load_params(PrivacyParams, "privacy", params_path)
     key = PUBLIC_KEY if params.key == "public" else _private_key(params_path.parent)
+    if params.key_fingerprint is None:
+        raise PipelineError(
+            f"privacy.key_fingerprint is missing in {params_path}: write key_fingerprint: {fingerprint(key)} there "
+            "and commit it, so that a changed key is seen; then run again"
+        )
     if params.key_fingerprint != fingerprint(key):
         raise PipelineError(
             f"privacy.key_fingerprint in {params_path} is {params.key_fingerprint}, but the key at hand has "

@@ -54,9 +54,7 @@ def check_sites(params: SplitParams, known: Sequence[str]) -> None:
                 raise ParamsError(f"split.{name}: unknown site '{site}'{nearest(site, list(known))}")
     unused = sorted(set(known) - set(params.sites))
     if unused:
-        raise ParamsError(
-            f"split: sites {unused} stand under `sites`, but neither in split.source nor split.target"
-        )
+        raise ParamsError(f"split: sites {unused} stand under `sites`, but neither in split.source nor split.target")
 
 
 def uniform(seed: int, *names: str) -> float:
@@ -85,8 +83,7 @@ def assign(instances: pd.DataFrame, params: SplitParams) -> tuple[pd.DataFrame, 
     kept["role"] = is_source[~crossing].map({True: "source", False: "target"})
     draws = {patient: uniform(params.seed, "split", patient) for patient in kept["patient_id"].unique()}
     kept["split"] = [
-        _split_of(role, draws[patient], params)
-        for role, patient in zip(kept["role"], kept["patient_id"], strict=True)
+        _split_of(role, draws[patient], params) for role, patient in zip(kept["role"], kept["patient_id"], strict=True)
     ]
     return make_table(Splits, kept), instances.loc[crossing, ["image_id", "source_id", "site"]]
 

@@ -448,9 +448,7 @@ def _to_arrow(table: type[Table], frame: pd.DataFrame) -> pa.Table:
 def _check(table: type[Table], data: pa.Table) -> pa.Table:
     for name in (*table.key, *table.required):
         if data.column(name).null_count:
-            raise TableError(
-                f"{table.__name__}.{name}: {data.column(name).null_count} of {len(data)} rows are null"
-            )
+            raise TableError(f"{table.__name__}.{name}: {data.column(name).null_count} of {len(data)} rows are null")
     for name, allowed in table.vocabulary.items():
         seen = {value for value in data.column(name).unique().to_pylist() if value is not None}
         if seen - allowed:

@@ -336,10 +336,7 @@ def _scored(group: Group, points: Mapping[str, Row], counts: CountArray, params:
 
     def all_runs(metric: Metric, weights: FloatArray) -> FloatArray:
         return np.stack(
-            [
-                metric(group.labels, logits, weights, **own)
-                for logits, own in zip(group.logits, settings, strict=True)
-            ]
+            [metric(group.labels, logits, weights, **own) for logits, own in zip(group.logits, settings, strict=True)]
         )
 
     once = np.ones((1, len(group.labels)))
@@ -461,9 +458,7 @@ def _worst(at_sites: Mapping[str, _Cell], higher_is_better: bool) -> _Cell:
         )
     index, estimate = extreme([cell.estimate for cell in defined.values()], lowest=higher_is_better)
     site = list(defined)[index]
-    without = (
-        f"undefined at {', '.join(sorted(set(at_sites) - set(defined)))}" if len(defined) < len(at_sites) else ""
-    )
+    without = f"undefined at {', '.join(sorted(set(at_sites) - set(defined)))}" if len(defined) < len(at_sites) else ""
     chosen = defined[site]
     return _Cell(estimate, chosen.num_images, chosen.num_patients, _joined(f"site {site}", without))
 
@@ -511,9 +506,13 @@ def _row(
     }
     if has_interval:
         made = interval(cell.estimate, scale, params.confidence, exact)
+        low, high = made.low, made.high
+        if scale == "identity" and (name not in METRICS or METRICS[name].scale == "logit"):
+            # A difference of two shares: what lies beyond -1 and 1 cannot be.
+            low, high = (float(np.clip(limit, -1.0, 1.0)) for limit in (low, high))
         row |= {
-            "ci_low": made.low,
-            "ci_high": made.high,
+            "ci_low": low,
+            "ci_high": high,
             "interval": made.text,
             "note": _joined(cell.note, made.note),
         }
@@ -578,9 +577,7 @@ def _one_class(group: Group, needs: Needs) -> str:
     if not len(group.labels):
         return "no annotated images"
     positives = int(group.labels.sum())
-    lacking = {"both": (0, len(group.labels)), "positives": (0,), "negatives": (len(group.labels),), "any": ()}[
-        needs
-    ]
+    lacking = {"both": (0, len(group.labels)), "positives": (0,), "negatives": (len(group.labels),), "any": ()}[needs]
     return f"one class only (positives: {positives})" if positives in lacking else ""
 
 

@@ -69,9 +69,7 @@ def find_torchvision_file(name: str, entry: Any, given: Path | None, target: Pat
         if folder is not None and (folder / file_name).is_file():
             found = file_sha256(folder / file_name)
             if not found.startswith(prefix):
-                raise PipelineError(
-                    f"backbones.{name}: {folder / file_name} has SHA-256 {found}, expected {prefix}..."
-                )
+                raise PipelineError(f"backbones.{name}: {folder / file_name} has SHA-256 {found}, expected {prefix}...")
             return folder / file_name
     target.parent.mkdir(parents=True, exist_ok=True)
     before = socket.getdefaulttimeout()
@@ -105,9 +103,26 @@ def read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def fetch(
-    name: str, params: BackboneParams, *, base: Path, given: Path | None, allow_random: bool, out: Path
-) -> str:
+def random_state(name: str) -> dict[str, torch.Tensor]:
+    """Random weights to stand in for pretrained ones, with batch-norm statistics taken from noise images.
+
+    Fresh batch-norm layers assume mean 0 and variance 1, which no deep random network has: its features would
+    vanish in evaluation mode, and a head fitted on them would explode once training begins.
+    """
+    model = architecture(name, seed=0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # a plain average over the batches
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)  # dropout
+        model.train()
+        for _ in range(4):
+            model(torch.randn(16, 3, 96, 96, generator=generator))
+    return model.state_dict()
+
+
+def fetch(name: str, params: BackboneParams, *, base: Path, given: Path | None, allow_random: bool, out: Path) -> str:
     """Bring one backbone's weights to ``out``; returns what they are, for a person."""
     spec = input_spec(name)
     card: dict[str, Any] = {
@@ -139,7 +154,7 @@ def fetch(
                     f"into a folder and run `python -m pipeline.commands.fetch_weights --from FOLDER`"
                 )
             card |= {"initialisation": "random", "name": "random initialisation, not ImageNet", "sha256": None}
-            state = architecture(name, seed=0).state_dict()
+            state = random_state(name)
         else:
             card |= {"initialisation": "imagenet", "name": str(entry), "sha256": file_sha256(found_file)}
             state = read_state(found_file, name)

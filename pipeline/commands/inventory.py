@@ -28,12 +28,8 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("data/manifests"), help="default: data/manifests")
     arguments.add_argument("--find", metavar="SOURCE_ID", help="print the path behind a pseudonym, and stop")
     args = arguments.parse_args()
-    if load_params(PrivacyParams, "privacy", args.params).key == "private" and ensure_private_key(
-        args.params.parent
-    ):
-        print(
-            f"made a new key in {KEY_FILE}: keep it safe and private; without it no pseudonym can be joined again"
-        )
+    if load_params(PrivacyParams, "privacy", args.params).key == "private" and ensure_private_key(args.params.parent):
+        print(f"made a new key in {KEY_FILE}: keep it safe and private; without it no pseudonym can be joined again")
     key = load_key(args.params)
     params = load_params(InventoryParams, "inventory", args.params)
     for name in load_names("sites", args.params):

@@ -112,8 +112,7 @@ def read_csv_rows(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
                 raise PipelineError(f"{path}: no column {missing}; it has {header}")
             # A short row gives None, surplus cells a list under the key None.
             return [
-                {key.strip(): (cell or "").strip() for key, cell in row.items() if key is not None}
-                for row in reader
+                {key.strip(): (cell or "").strip() for key, cell in row.items() if key is not None} for row in reader
             ]
     except FileNotFoundError:
         raise PipelineError(f"the file {path} is not there; set it in the site's entry in params.yaml") from None

@@ -296,9 +296,7 @@ def _fit_line(labels: IntArray, x: FloatArray, weights: FloatArray, beta: FloatA
     return result
 
 
-def _newton(
-    labels: IntArray, x: FloatArray, weights: FloatArray, beta: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def _newton(labels: IntArray, x: FloatArray, weights: FloatArray, beta: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Gradient of the log likelihood of a + b x at ``beta`` (b, 2), and Newton's step from there, (b, 2) each."""
     p = _logistic(beta[:, :1] + beta[:, 1:] * x)
     powers = np.stack([np.ones_like(x), x, x * x], axis=1)

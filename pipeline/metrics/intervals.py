@@ -150,9 +150,7 @@ def extreme(estimates: Sequence[Estimate], lowest: bool) -> tuple[int, Estimate]
     chosen = estimates[index]
     # The patients' variance of a minimum no longer holds the seeds' interaction as such: nothing is subtracted.
     seeds = tuple(SeedPart(part.spread, 0.0, part.num_runs) for part in chosen.seeds)
-    return index, Estimate(
-        chosen.value, stacked.min(axis=0) if lowest else stacked.max(axis=0), seeds, chosen.patients
-    )
+    return index, Estimate(chosen.value, stacked.min(axis=0) if lowest else stacked.max(axis=0), seeds, chosen.patients)
 
 
 def interval(estimate: Estimate, scale: Scale, confidence: float = 0.95, exact: bool = False) -> Interval:

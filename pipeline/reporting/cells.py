@@ -95,9 +95,7 @@ class Cells:
         if row[column] is None:
             return self._dash(origin, row.get("note") or "no value")
         if _is_count(column) and (text == "hidden" or text.startswith("<")):
-            why = (
-                "too few patients to be shown" if text.startswith("<") else "hidden: would give a small count away"
-            )
+            why = "too few patients to be shown" if text.startswith("<") else "hidden: would give a small count away"
             return Markup('<data class="v small" value="" {} title="{}">{}</data>').format(origin, why, text)
         note = Markup(' title="{}"').format(row["note"]) if column == "value" and row.get("note") else ""
         raw = repr(row[column]) if isinstance(row[column], float) else str(row[column])

@@ -157,9 +157,7 @@ def forest(study: Study, finding: str, backbone: str) -> Figure:
                 back.text(left, at, text, va="center", size=8, color=INK if row is not None else FAINT)
         y += len(families) + 1 + gap
     for metric, axes in panels.items():
-        low, high = _span(
-            [row for _, row in study.rows("metrics", finding=finding, metric=metric)], families, places
-        )
+        low, high = _span([row for _, row in study.rows("metrics", finding=finding, metric=metric)], families, places)
         axes.set(ylim=(top, 0), yticks=[], xlim=(low, high), facecolor="none")
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")

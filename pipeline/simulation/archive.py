@@ -186,9 +186,7 @@ def _write_bad_files(
     return written
 
 
-def _bad_content(
-    kind: str, hospital: Hospital, patient: Patient, study: Study, image: Image, original: Path
-) -> bytes:
+def _bad_content(kind: str, hospital: Hospital, patient: Patient, study: Study, image: Image, original: Path) -> bytes:
     match kind:
         case "truncated":
             ds = compress(make_object(hospital, patient, study, image), hospital.spec.transfer_syntax)

@@ -92,9 +92,7 @@ def draw_cohort(hospital: Hospital) -> list[Patient]:
     rng = hospital.stream("cohort")
     status = rng.permutation(np.arange(spec.patients) < num_sick)
     numbers = rng.permutation(900_000)[: spec.patients] + 100_000
-    return [
-        _draw_patient(hospital, index, int(status[index]), int(numbers[index])) for index in range(spec.patients)
-    ]
+    return [_draw_patient(hospital, index, int(status[index]), int(numbers[index])) for index in range(spec.patients)]
 
 
 def _draw_patient(hospital: Hospital, index: int, status: int, number: int) -> Patient:

@@ -129,9 +129,7 @@ def main() -> None:
     print(f"{args.site}: {len(tasks)} files, {len(rows)} images, {len(refused)} files excluded")
 
 
-def _write(
-    out: Path, site: str, rows: list[dict[str, Any]], refused: dict[str, Refusal], kept: dict[str, str]
-) -> None:
+def _write(out: Path, site: str, rows: list[dict[str, Any]], refused: dict[str, Refusal], kept: dict[str, str]) -> None:
     write_table(Instances, rows, out / "instances.parquet")
     exclusions = [
         {

@@ -61,9 +61,7 @@ def fit_probe(
     scaler = StandardScaler().fit(features[train].astype(np.float64))
     inputs = scaler.transform(features.astype(np.float64))
     probes = [
-        probe
-        for strength in inverse_l2
-        if (probe := _fit(inputs, labels, train, id_val, strength, scaler)) is not None
+        probe for strength in inverse_l2 if (probe := _fit(inputs, labels, train, id_val, strength, scaler)) is not None
     ]
     if not probes:
         raise PipelineError(f"linear probe of '{finding}': no fit converged; try smaller inverse_l2 ({inverse_l2})")

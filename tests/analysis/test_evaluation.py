@@ -161,9 +161,7 @@ def width(table, **wanted):
 def test_gap_counts_both_sides_patients_and_pairs_the_seeds():
     images = cohort()
     name = "calibration_intercept"  # symmetric limits for the parts too
-    made = evaluate(
-        contract(study(images, seeds=(0,))), EvaluateParams(seed=1, resamples=2000), SOURCE, TARGET
-    ).metrics
+    made = evaluate(contract(study(images, seeds=(0,))), EvaluateParams(seed=1, resamples=2000), SOURCE, TARGET).metrics
     target = width(made, run="resnet-full", split="ood_test", group="target", metric=name)
     source = width(made, run="resnet-full", split="id_test", group="source", metric=name)
     gap = width(made, run="resnet-full", group="target_minus_source", metric=name)
@@ -292,9 +290,9 @@ def test_perfect_separation_has_an_exact_auroc_and_no_slope():
     frame = study(images, seeds=(0, 1))
     frame["logit"] = 6.0 * frame["label"] - 3 + 0.001 * frame["logit"]
     frame["probability"] = expit(frame["logit"])
-    made = pick(
-        evaluate(contract(frame), PARAMS, SOURCE, TARGET).metrics, run="resnet-full", group="target"
-    ).set_index("metric")
+    made = pick(evaluate(contract(frame), PARAMS, SOURCE, TARGET).metrics, run="resnet-full", group="target").set_index(
+        "metric"
+    )
     assert made.loc["auroc", "value"] == 1.0
     assert 0.8 < made.loc["auroc", "ci_low"] < 1.0
     assert "exact binomial" in made.loc["auroc", "interval"]
@@ -319,9 +317,7 @@ def test_draws_of_the_label_subset_are_the_repetitions():
 def test_adapted_runs_may_have_target_predictions_only():
     images = cohort()
     adapted = study(images[images["split"] == "ood_test"], adaptation="batch_norm")
-    made = evaluate(
-        contract(pd.concat([study(images), adapted], ignore_index=True)), PARAMS, SOURCE, TARGET
-    ).metrics
+    made = evaluate(contract(pd.concat([study(images), adapted], ignore_index=True)), PARAMS, SOURCE, TARGET).metrics
     rows = pick(made, run="resnet-full-batch_norm")
     assert set(rows["split"]) == {"ood_test"}
     assert "target_minus_source" not in set(rows["group"])
@@ -372,9 +368,7 @@ def test_bad_input_is_refused(predictions):
     refused("one split only", patient_id=(0, "id_val-east-p0"))
     refused("same images", frame=predictions.iloc[1:])
     refused("label of an image must be the same", label=(0, 1 - int(predictions["label"].iloc[0])))
-    refused(
-        "lacks", frame=predictions[(predictions["run"] != "resnet-full-s1") | (predictions["split"] != "ood_test")]
-    )
+    refused("lacks", frame=predictions[(predictions["run"] != "resnet-full-s1") | (predictions["split"] != "ood_test")])
     refused("runs have rows of different", method=(0, "probe"))
 
 

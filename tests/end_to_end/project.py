@@ -109,9 +109,7 @@ class Project:
 
     def locks(self) -> dict[str, str]:
         """The text of all lock files."""
-        return {
-            path.relative_to(self.folder).as_posix(): path.read_text() for path in self.folder.rglob("dvc.lock")
-        }
+        return {path.relative_to(self.folder).as_posix(): path.read_text() for path in self.folder.rglob("dvc.lock")}
 
     def output_hashes(self, prefix: str) -> dict[str, str]:
         """Hashes of the outputs of the stages whose name begins so, from dvc.lock."""

@@ -162,9 +162,7 @@ def test_an_integer_weight_is_a_repeated_row(name, ties):
         repeated = METRICS[name](
             np.repeat(labels, times), np.repeat(logits, times), np.ones((1, times.sum())), **SETTINGS
         )
-        np.testing.assert_allclose(
-            METRICS[name](labels, logits, row[None], **SETTINGS), repeated, rtol=1e-7, atol=1e-9
-        )
+        np.testing.assert_allclose(METRICS[name](labels, logits, row[None], **SETTINGS), repeated, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -81,8 +81,7 @@ def _family(rows: dict[str, list[Any]], rng: Any, backbone: str, method: str, ga
         for g, m, n in (("source", 0.82, 400), ("site=north", 0.83, 230), ("site=south", 0.81, 170))
     ]
     groups += [
-        ("ood_test", g, m, n)
-        for g, m, n in (("target", 0.75, 610), ("site=east", 0.78, 380), ("site=west", 0.69, 9))
+        ("ood_test", g, m, n) for g, m, n in (("target", 0.75, 610), ("site=east", 0.78, 380), ("site=west", 0.69, 9))
     ]
     groups += [("ood_test", "worst_site", 0.69, 9), ("ood_test", "target_minus_source", -0.07, 1010)]
     base = {"run": family, "finding": FINDING}

@@ -242,9 +242,7 @@ class TestSummary:
 
 class TestGaps:
     def test_undefined_is_a_dash_with_its_reason(self, page: str):
-        shown = [
-            (a, text) for a, text in read(page).data if "undefined" in a["class"] and a["data-table"] == "metrics"
-        ]
+        shown = [(a, text) for a, text in read(page).data if "undefined" in a["class"] and a["data-table"] == "metrics"]
         assert {text for _, text in shown} == {"–"}
         assert {a["title"] for a, _ in shown} == {"undefined: fewer than 10 positives"}
         assert "undefined: fewer than 10 positives" in text_of(section(page, "calibration"))
@@ -287,9 +285,7 @@ class TestSmallCells:
     def test_no_small_count_is_told(self, page: str):
         parsed = read(page)
         told = [
-            (a, text)
-            for a, text in parsed.data
-            if a["data-column"].startswith("num_") or a["data-column"] == "count"
+            (a, text) for a, text in parsed.data if a["data-column"].startswith("num_") or a["data-column"] == "count"
         ]
         assert "<11" in {text for _, text in told}
         counts = [int(a["value"]) for a, _ in told if a["value"] and a["data-column"] != "num_parameters"]

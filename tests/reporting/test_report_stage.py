@@ -38,9 +38,7 @@ def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for site in fabricated.SOURCES + fabricated.TARGETS:
         ids = [f"{site}{number}" for number in range(6)]
         common = {"site": site, "study_id": "s", "frame": 0, "rows": 64, "columns": 64, "source_hmac": "h"}
-        instances = [
-            {**common, "image_id": i, "source_id": i, "patient_id": i, "manufacturer": "Acme"} for i in ids
-        ]
+        instances = [{**common, "image_id": i, "source_id": i, "patient_id": i, "manufacturer": "Acme"} for i in ids]
         tables.write_table(tables.Instances, instances, tmp_path / "ingest" / site / "instances.parquet")
         labels = [{"image_id": i, "finding": fabricated.FINDING, "label": n % 2} for n, i in enumerate(ids)]
         tables.write_table(tables.Labels, labels, tmp_path / "labels" / site / "labels.parquet")
