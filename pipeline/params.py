@@ -43,6 +43,8 @@ def read_params_file(path: Path) -> dict[str, Any]:
         loaded = YAML(typ="safe", pure=False).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path} is not there; run from the study's folder or give --params") from None
+    except UnicodeDecodeError:
+        raise ParamsError(f"{path}: not a text in UTF-8") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""

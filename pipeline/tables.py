@@ -404,10 +404,17 @@ def read_table(table: type[Table], path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise TableError(f"{table.__name__}: {path} is not there; `dvc repro` makes it")
-    raw = pq.read_table(path)
+    try:
+        raw = pq.read_table(path)
+    except pa.ArrowInvalid:
+        raise TableError(f"{table.__name__}: {path} is no Parquet file; `dvc repro` makes it") from None
     if raw.schema.names != list(table.columns):
         raise TableError(f"{table.__name__}: {path} has columns {raw.schema.names}, expected {list(table.columns)}")
-    return _check(table, raw.cast(_schema(table))).to_pandas(types_mapper=_DTYPES.get)
+    try:
+        data = raw.cast(_schema(table))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # its text quotes cells
+        raise TableError(f"{table.__name__}: {path} has columns of other types than expected") from None
+    return _check(table, data).to_pandas(types_mapper=_DTYPES.get)
 
 
 def read_tables(table: type[Table], paths: Iterable[Path]) -> pd.DataFrame:

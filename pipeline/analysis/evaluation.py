@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import expit
 
+from pipeline.errors import PipelineError
 from pipeline.metrics.binary import (
     METRICS,
     FloatArray,
@@ -50,6 +51,10 @@ from pipeline.tables import Calibration, Metrics, Thresholds, make_table
 Row = dict[str, Any]
 
 SINGLE_RUN_METRIC = "auroc"
+
+
+class PredictionsError(PipelineError, ValueError):
+    """Predictions contradict themselves or the sites; the text says which constraint and how often."""
 
 
 class EvaluateParams(StrictParams):
@@ -146,7 +151,7 @@ def evaluate(
         baseline_method: whose AUROC is subtracted in ``auroc_minus_<baseline_method>``, within a backbone.
 
     Raises:
-        ValueError: the predictions contradict themselves or the sites; says which constraint and how often.
+        PredictionsError: the predictions contradict themselves or the sites; says which constraint and how often.
     """
     _check(predictions, source_sites, target_sites)
     families = name_families(predictions)
@@ -193,12 +198,12 @@ def name_families(predictions: pd.DataFrame) -> list[Family]:
     """The families, by name; the protocol stands in the names only where there are several.
 
     Raises:
-        ValueError: one run's rows disagree on what the run is.
+        PredictionsError: one run's rows disagree on what the run is.
     """
     columns = ["run", "backbone", "method", "label_fraction", "draw", "adaptation", "protocol"]
     runs = predictions[columns].drop_duplicates()
     if runs["run"].duplicated().any():
-        raise ValueError(
+        raise PredictionsError(
             f"predictions: {int(runs['run'].duplicated().sum())} runs have rows of different {columns[1:]}"
         )
     runs = runs.fillna({"label_fraction": 1.0, "draw": 0, "adaptation": "", "protocol": ""})
@@ -219,10 +224,10 @@ def name_families(predictions: pd.DataFrame) -> list[Family]:
 def _check(predictions: pd.DataFrame, source_sites: Sequence[str], target_sites: Sequence[str]) -> None:
     def refuse(bad: Any, constraint: str) -> None:
         if number := int(np.asarray(bad, dtype=bool).sum()):
-            raise ValueError(f"predictions: {constraint}; {number} of {len(predictions)} rows are not so")
+            raise PredictionsError(f"predictions: {constraint}; {number} of {len(predictions)} rows are not so")
 
     if both := sorted(set(source_sites) & set(target_sites)):
-        raise ValueError(f"sites {both} are source and target at once")
+        raise PredictionsError(f"sites {both} are source and target at once")
     refuse(predictions.duplicated(["run", "finding", "image_id"]), "run, finding and image_id must be unique")
     logits = predictions["logit"].to_numpy(dtype=np.float64, na_value=np.nan)
     probabilities = predictions["probability"].to_numpy(dtype=np.float64, na_value=np.nan)
@@ -234,7 +239,7 @@ def _check(predictions: pd.DataFrame, source_sites: Sequence[str], target_sites:
     known = sorted({*source_sites, *target_sites})
     unknown = sorted(set(predictions["site"]) - set(known))
     if unknown:
-        raise ValueError(f"predictions: unknown sites {unknown}; known are {known}")
+        raise PredictionsError(f"predictions: unknown sites {unknown}; known are {known}")
     refuse(
         predictions["split"].isin(["id_val", "id_test"]) & ~predictions["site"].isin(source_sites),
         "id_val and id_test must hold source sites only",
@@ -245,7 +250,7 @@ def _check(predictions: pd.DataFrame, source_sites: Sequence[str], target_sites:
     )
     sides = predictions[["patient_id", "split"]].drop_duplicates()
     if number := int(sides["patient_id"].duplicated().sum()):
-        raise ValueError(f"predictions: a patient must be in one split only; {number} are in several")
+        raise PredictionsError(f"predictions: a patient must be in one split only; {number} are in several")
 
 
 def _block(split: str, rows: pd.DataFrame) -> Block:
@@ -255,7 +260,7 @@ def _block(split: str, rows: pd.DataFrame) -> Block:
     per_run = np.bincount(run_codes, minlength=shape[0])
     if (per_run < shape[1]).any():
         short = int(per_run.argmin())
-        raise ValueError(
+        raise PredictionsError(
             f"predictions: all runs must cover the same images of a split; on {split}, run {runs[short]} has "
             f"{per_run[short]} of {shape[1]}"
         )
@@ -265,7 +270,7 @@ def _block(split: str, rows: pd.DataFrame) -> Block:
         cells = rows[column].to_numpy(dtype=dtype)[order].reshape(shape)
         same = (cells == cells[0]) | (pd.isna(cells) & pd.isna(cells[0]))
         if not same.all():
-            raise ValueError(
+            raise PredictionsError(
                 f"predictions: {column} of an image must be the same in all runs; {int((~same).any(axis=0).sum())} "
                 f"images of {split} differ"
             )
@@ -285,7 +290,9 @@ def _check_complete(family: Family, blocks: Iterable[Block]) -> None:
     for block in blocks:
         missing = sorted(set(family.draws) - set(block.runs))
         if missing and len(missing) < len(family.draws):
-            raise ValueError(f"predictions: {family.name} lacks {missing} on {block.split}, but has its other runs")
+            raise PredictionsError(
+                f"predictions: {family.name} lacks {missing} on {block.split}, but has its other runs"
+            )
 
 
 def _groups(block: Block, source_sites: Sequence[str], target_sites: Sequence[str]) -> Iterator[Group]:

@@ -6,12 +6,14 @@ nothing is reachable the command says which file to put where; a study with `wei
 demo) goes on with random weights instead, and everything it prints says so.
 """
 
+import http.client
 import json
+import re
 import shutil
 import socket
 import urllib.error
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
@@ -21,10 +23,11 @@ from torchvision.models import get_model_weights
 from pipeline import cli
 from pipeline.errors import PipelineError
 from pipeline.params import ParamsError, StrictParams, load_names, load_params, nearest
-from pipeline.training.backbone import architecture, input_spec, load_state
+from pipeline.training.backbone import InputSpec, architecture, input_spec, load_state
 from pipeline.training.checkpoints import WEIGHTS_CARD, file_sha256, save_weights
 
 _TIMEOUT_SECONDS = 20.0
+_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 class WeightsParams(StrictParams):
@@ -37,14 +40,15 @@ class BackboneParams(StrictParams):
     """An entry under ``backbones``, named as in torchvision's registry.
 
     ``weights``: an entry of the architecture's weights enum, for torchvision's own files. Or a local ``file``
-    (relative to params.yaml): a state dict of the whole model, with its ``sha256``, a ``description`` of what it
-    was pretrained on, and its ``licence``.
+    (relative to params.yaml): a state dict of the whole model, with its ``sha256``, a ``description`` of where it is
+    from, its ``licence``, and what it was ``pretrained_on``, which decides whether the report speaks of ImageNet.
     """
 
     weights: str | None = None
     file: str | None = None
     sha256: str | None = None
     description: str | None = None
+    pretrained_on: Literal["imagenet", "other"] = "other"
     licence: str | None = None
 
     @model_validator(mode="after")
@@ -76,7 +80,7 @@ def find_torchvision_file(name: str, entry: Any, given: Path | None, target: Pat
     socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
         torch.hub.download_url_to_file(entry.url, str(target), hash_prefix=prefix, progress=True)
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         print(f"{name}: no download of {file_name} ({type(error).__name__})")
         return None
     except RuntimeError:
@@ -100,7 +104,8 @@ def read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
         raise PipelineError(f"backbones.{name}: {path} is no plain state dict ({type(error).__name__})") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise PipelineError(f"backbones.{name}: {path} is no plain state dict")
-    return state
+    # torchvision's DenseNet files are from when names of modules had dots; its own loader mends them like this.
+    return {_DENSE_LAYER.sub(r"\1\2", key): value for key, value in state.items()}
 
 
 def random_state(name: str) -> dict[str, torch.Tensor]:
@@ -137,7 +142,8 @@ def fetch(name: str, params: BackboneParams, *, base: Path, given: Path | None, 
         found = file_sha256(path)
         if found != params.sha256:
             raise PipelineError(f"backbones.{name}.sha256 is {params.sha256}, but {params.file} has {found}")
-        card |= {"initialisation": "file", "name": params.description, "sha256": found, "licence": params.licence}
+        origin = "imagenet" if params.pretrained_on == "imagenet" else "file"
+        card |= {"initialisation": origin, "name": params.description, "sha256": found, "licence": params.licence}
         state = read_state(path, name)
     else:
         enum = get_model_weights(name)
@@ -145,6 +151,11 @@ def fetch(name: str, params: BackboneParams, *, base: Path, given: Path | None, 
             known = list(enum.__members__)
             raise ParamsError(f"backbones.{name}.weights: no {params.weights}{nearest(str(params.weights), known)}")
         entry = enum[params.weights]
+        transforms = entry.transforms()
+        if InputSpec(tuple(transforms.mean), tuple(transforms.std)) != spec:
+            raise ParamsError(
+                f"backbones.{name}.weights: {params.weights} wants a normalisation of its own, which is not supported"
+            )
         download = out / "download.pth"
         found_file = find_torchvision_file(name, entry, given, download)
         if found_file is None:
@@ -159,8 +170,9 @@ def fetch(name: str, params: BackboneParams, *, base: Path, given: Path | None, 
             card |= {"initialisation": "imagenet", "name": str(entry), "sha256": file_sha256(found_file)}
             state = read_state(found_file, name)
             download.unlink(missing_ok=True)
-    load_state(architecture(name, seed=0), state, name)
-    save_weights(state, card, out)
+    model = architecture(name, seed=0)
+    load_state(model, state, name)
+    save_weights(model.state_dict(), card, out)
     return str(card["name"])
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from pipeline.tables import Runs, read_table
 class GateParams(StrictParams):
     """Section ``gate``: by how much each metric may worsen; metrics without an entry are not judged."""
 
-    tolerances: dict[str, float] = Field(min_length=1)
+    tolerances: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,10 @@ def _initialisation(path: Path) -> dict[str, str]:
 def _read(path: Path, advice: str) -> dict[str, Any]:
     if not path.is_file():
         raise PipelineError(f"{path} is not there; {advice}")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise PipelineError(f"{path} is no JSON ({error}); {advice}") from None
 
 
 if __name__ == "__main__":

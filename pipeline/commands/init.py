@@ -5,13 +5,14 @@ Run it in the root of the checkout. What is there already stays; a params.yaml i
 studies/ct_contrast/params.yaml).
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from pipeline import cli
 from pipeline.errors import PipelineError
-from pipeline.params import NAME_PATTERN
+from pipeline.params import NAME_PATTERN, ParamsError
 
 ROOT_LINE, STUDY_LINE = 'vars: [{code: ""}]', "vars: [{code: ../../}]"
 
@@ -28,6 +29,8 @@ def main() -> None:
     arguments = cli.parser(__doc__)
     arguments.add_argument("name", help=f"of the study; matches {NAME_PATTERN}")
     args = arguments.parse_args()
+    if not re.match(NAME_PATTERN, args.name):
+        raise ParamsError(f"the study's name must match {NAME_PATTERN}; got {args.name!r}")
     if not Path("dvc.yaml").is_file() or not Path("pipeline").is_dir():
         raise PipelineError("run this in the root of the checkout")
     folder = Path("studies") / args.name

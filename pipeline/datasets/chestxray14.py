@@ -52,9 +52,7 @@ def describe(
     source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: headers.IngestParams
 ) -> list[dict[str, Any]]:
     """The facts of an image, from its row in the table and its own header; raises ``Refusal``."""
-    image = _decode(content)
-    if image.size > policy.max_pixels:
-        raise Refusal("decompression_bomb", f"{image.size} pixels, allowed {policy.max_pixels}")
+    image = _decode(content, policy.max_pixels)
     facts = source.facts
     patient = facts["Patient ID"]
     if not patient:
@@ -123,13 +121,20 @@ def _rows(site: Params, base: Path) -> list[dict[str, str]]:
     )
 
 
-def _decode(content: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _decode(content: bytes, max_pixels: int = 2**28) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if not content:
         raise Refusal("empty_file")
     if not content.startswith(_PNG_SIGNATURE):
         raise Refusal("non_image_object", "no PNG signature")
-    # Some of the set's files have four channels of equal grey.
-    image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
+    # IHDR comes first and starts with width and height; before decoding, which would allocate them.
+    width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    if width * height > max_pixels:
+        raise Refusal("decompression_bomb", f"{width * height} pixels, allowed {max_pixels}")
+    try:
+        # Some of the set's files have four channels of equal grey.
+        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error:
+        image = None
     if image is None:
         raise Refusal("decode_error", "not a readable PNG")
     return np.asarray(image, dtype=np.uint8)

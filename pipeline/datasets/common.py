@@ -4,13 +4,14 @@ import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
 from pipeline.errors import PipelineError
-from pipeline.params import Name, StrictParams
+from pipeline.params import Name, StrictParams, nearest
 
 Value = int | float | str | bool
 
@@ -50,7 +51,7 @@ class LabelColumns(StrictParams):
             raw = dict(raw)
             for name in ("present", "absent", "uncertain"):
                 if isinstance(raw.get(name), list):
-                    raw[name] = tuple(str(value) for value in raw[name])
+                    raw[name] = tuple(_cell_text(str(value)) for value in raw[name])
         return raw
 
     @model_validator(mode="after")
@@ -107,9 +108,11 @@ def read_csv_rows(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = [name.strip() for name in (reader.fieldnames or [])]
-            missing = [name for name in required if name not in header]
-            if missing:
-                raise PipelineError(f"{path}: no column {missing}; it has {header}")
+            for name in required:
+                if name not in header:
+                    # Not the header itself: in a file without one it is a patient's row.
+                    close = nearest(name, header) if get_close_matches(name, header, n=1) else ""
+                    raise PipelineError(f"{path}: no column '{name}' among its {len(header)}{close}")
             # A short row gives None, surplus cells a list under the key None.
             return [
                 {key.strip(): (cell or "").strip() for key, cell in row.items() if key is not None} for row in reader
@@ -122,7 +125,7 @@ def read_csv_rows(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
 
 def read_cell(cell: str, columns: LabelColumns) -> tuple[int | None, str | None]:
     """A label cell as (label, issue): 1, 0 or None; the issue is None, uncertain_value or unknown_value."""
-    text = cell[:-2] if cell.endswith(".0") else cell
+    text = _cell_text(cell)
     if text in columns.present:
         return 1, None
     if text in columns.absent:
@@ -130,3 +133,8 @@ def read_cell(cell: str, columns: LabelColumns) -> tuple[int | None, str | None]
     if text in columns.uncertain:
         return None, "uncertain_value"
     return None, None if text == "" else "unknown_value"
+
+
+def _cell_text(cell: str) -> str:
+    """A cell as it is compared: pandas writes 1 as "1.0" where a column has gaps."""
+    return cell.removesuffix(".0")

@@ -1,6 +1,7 @@
 """From a file's bytes to checked, de-identified facts about its images; or a refusal with a reason."""
 
 import re
+import struct
 import warnings
 from io import BytesIO
 from typing import Any, Literal
@@ -48,28 +49,33 @@ def parse(content: bytes) -> Dataset:
         raise Refusal("empty_file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that no field of ours takes
+            warnings.simplefilter("ignore")  # they quote values
             dataset = pydicom.dcmread(BytesIO(content))
-            # Elements are converted on first touch; touch those that decide here, under the same guard.
+            # Before the first touch of an element, which converts it and forgets its place in the file.
+            if _is_cut(dataset, len(content)):
+                raise EOFError
             for keyword in (*_REQUIRED, "NumberOfFrames"):
                 dataset.get(keyword)
     except InvalidDicomError:
         raise Refusal("not_dicom", "no DICM prefix at byte 128") from None
-    except EOFError:
+    except (EOFError, struct.error):  # the second in the length of an element
         raise Refusal("truncated", "the file ends inside an element") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except Exception as error:  # broken bytes surface as anything: zlib.error, LookupError, NotImplementedError ...
         raise Refusal("corrupt_structure", type(error).__name__) from None
-    if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS) and _ends_inside_element(dataset, len(content)):
-        raise Refusal("truncated", "the file ends inside an element")
     return dataset
+
+
+def element_value(dataset: Dataset, keyword: str) -> Any:
+    """An element's value; None where there is none, or where its bytes are not what its VR says.
+
+    pydicom converts on first touch, and its warnings quote the value, which may be a patient's.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dataset.get(keyword)
+    except Exception:  # as in ``parse``
+        return None
 
 
 def check_image(dataset: Dataset, params: IngestParams) -> None:
@@ -83,11 +89,13 @@ def check_image(dataset: Dataset, params: IngestParams) -> None:
         if "Rows" in dataset or "BitsAllocated" in dataset:
             raise Refusal("no_pixel_data", "an image's header without pixel data")
         raise Refusal("non_image_object")
-    missing = [keyword for keyword in _REQUIRED if dataset.get(keyword) in (None, "")]
+    # A patient number of blanks would make one patient of all who have it.
+    values = {keyword: element_value(dataset, keyword) for keyword in _REQUIRED}
+    missing = [keyword for keyword, value in values.items() if value is None or not str(value).strip("\0 ")]
     if missing:
         raise Refusal("missing_required_tag", " ".join(missing))
     for keyword in ("SOPInstanceUID", "StudyInstanceUID"):
-        uid = str(dataset.get(keyword))
+        uid = str(element_value(dataset, keyword))
         if len(uid) > 64 or not _UID.fullmatch(uid):
             raise Refusal("unsafe_uid", keyword)
     if present != ["PixelData"]:
@@ -98,10 +106,10 @@ def check_image(dataset: Dataset, params: IngestParams) -> None:
     _check_pixel_data(dataset)
     for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
         _spacing(dataset, keyword)
-    image_type = dataset.get("ImageType") or []
+    image_type = element_value(dataset, "ImageType") or []
     if params.localizer == "exclude" and "LOCALIZER" in image_type:
         raise Refusal("localizer")
-    if params.burned_in_annotation == "exclude" and dataset.get("BurnedInAnnotation") == "YES":
+    if params.burned_in_annotation == "exclude" and element_value(dataset, "BurnedInAnnotation") == "YES":
         raise Refusal("burned_in_annotation")
 
 
@@ -116,7 +124,7 @@ def instance_rows(dataset: Dataset, *, site: str, issuer: str, key: bytes) -> li
     """
 
     def text(keyword: str) -> str:
-        return str(dataset.get(keyword) or "")
+        return str(element_value(dataset, keyword) or "")
 
     patient_id = deidentify.pseudonym(key, "patient", issuer, text("PatientID").strip())
     spacing = _spacing(dataset, "PixelSpacing") or _spacing(dataset, "ImagerPixelSpacing")
@@ -152,10 +160,12 @@ def instance_rows(dataset: Dataset, *, site: str, issuer: str, key: bytes) -> li
 
 
 def _check_layout(dataset: Dataset, params: IngestParams) -> None:
-    allocated, stored, high = (int(dataset.get(k)) for k in ("BitsAllocated", "BitsStored", "HighBit"))
+    allocated, stored, high = (_integer(dataset, k) for k in ("BitsAllocated", "BitsStored", "HighBit"))
     if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1:
         raise Refusal("unsupported_pixel_layout", f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}")
-    rows, columns, frames = int(dataset.Rows), int(dataset.Columns), _frames(dataset)
+    if _integer(dataset, "PixelRepresentation") not in (0, 1):
+        raise Refusal("unsupported_pixel_layout", "PixelRepresentation is neither 0 nor 1")
+    rows, columns, frames = _integer(dataset, "Rows"), _integer(dataset, "Columns"), _frames(dataset)
     if rows < 1 or columns < 1 or frames < 1:
         raise Refusal("invalid_dimensions", f"{rows} rows, {columns} columns, {frames} frames")
     if rows * columns * frames > params.max_pixels:
@@ -163,13 +173,18 @@ def _check_layout(dataset: Dataset, params: IngestParams) -> None:
 
 
 def _check_pixel_data(dataset: Dataset) -> None:
-    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
+    name = str(element_value(dataset.file_meta, "TransferSyntaxUID"))
+    if not _UID.fullmatch(name):
+        raise Refusal("unsupported_transfer_syntax")
+    syntax = UID(name)
     try:
         supported = get_decoder(syntax).is_available if syntax.is_encapsulated else True
     except (NotImplementedError, ValueError):  # not a transfer syntax, or one without a decoder
         supported = False
     if not supported:
         raise Refusal("unsupported_transfer_syntax")
+    if not isinstance(element_value(dataset, "PixelData"), bytes):
+        raise Refusal("corrupt_structure", "PixelData holds no bytes")
     length = len(dataset.PixelData)
     if syntax.is_encapsulated:
         _check_fragments(dataset)
@@ -192,42 +207,53 @@ def _check_fragments(dataset: Dataset) -> None:
         raise Refusal("truncated", f"{max(items - 1, 0)} fragments for {_frames(dataset)} frames")
 
 
-def _ends_inside_element(dataset: Dataset, size_bytes: int) -> bool:
-    """Whether bytes follow the last element: pydicom drops an element that the end of the file cuts, silently."""
+def _is_cut(dataset: Dataset, size_bytes: int) -> bool:
+    """Whether a file without pixel data ends elsewhere than its last element; those with are checked by length.
+
+    Where the file ends in an element's header pydicom drops that element, in its value it shortens it, silently.
+    """
+    if any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
+        return False
     if not len(dataset):
         return True
     last = dataset.get_item(max(dataset.keys()))
     if (
         not isinstance(last, RawDataElement)
         or last.length == 0xFFFFFFFF
-        or dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        or element_value(dataset.file_meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
     ):
         return False  # positions say nothing here
-    return bool(last.value_tell + last.length < size_bytes)
+    return bool(last.value_tell + last.length != size_bytes)
 
 
 def _frames(dataset: Dataset) -> int:
-    value = dataset.get("NumberOfFrames")
-    return 1 if value in (None, "") else int(value)
+    return 1 if element_value(dataset, "NumberOfFrames") in (None, "") else _integer(dataset, "NumberOfFrames")
+
+
+def _integer(dataset: Dataset, keyword: str) -> int:
+    try:
+        return int(element_value(dataset, keyword))
+    except (TypeError, ValueError):
+        raise Refusal("corrupt_structure", f"{keyword} is no whole number") from None
 
 
 def _spacing(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
     """(row, column) spacing in millimetres (PS3.3 10.7.1.3), None where the header has none."""
-    value = dataset.get(keyword)
-    if value in (None, ""):
+    if keyword not in dataset or dataset.get_item(keyword).value in (None, "", b""):
         return None
     try:
-        row, column = (float(number) for number in value)
+        row, column = (float(number) for number in element_value(dataset, keyword))
     except (TypeError, ValueError):
         raise Refusal("invalid_spacing", keyword) from None
-    if not (np.isfinite(row) and np.isfinite(column) and row > 0 and column > 0):
+    # From a nanometre to a kilometre: what is outside is no number of millimetres, and float32 would lose it.
+    if not all(1e-6 <= spacing <= 1e6 for spacing in (row, column)):
         raise Refusal("invalid_spacing", keyword)
     return row, column
 
 
 def _number(dataset: Dataset, keyword: str) -> float | None:
     try:
-        number = float(dataset.get(keyword))
+        number = float(element_value(dataset, keyword))
     except (TypeError, ValueError):
         return None
     return number if np.isfinite(number) else None

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.pixels import apply_modality_lut, pixel_array
-from pydicom.pixels import apply_voi as pydicom_apply_voi
+from pydicom.pixels import pixel_array
+from pydicom.uid import ExplicitVRBigEndian
 
+from pipeline.dicom.headers import element_value
 from pipeline.dicom.refusal import Refusal
 from pipeline.imaging.intensity import ModalityImage, Range, Voi, VoiFunction, VoiLut, Window
 
@@ -31,15 +32,7 @@ def stored_values(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
             # pydicom warns of trailing padding and the like; what matters is checked below.
             warnings.simplefilter("ignore")
             values = pixel_array(dataset, index=frame)
-    except (
-        ValueError,
-        RuntimeError,
-        NotImplementedError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        IndexError,
-    ) as error:
+    except Exception as error:  # decoders meet broken bytes with many kinds
         raise Refusal("decode_error", type(error).__name__) from None
     if values.shape != (int(dataset.Rows), int(dataset.Columns)):
         raise Refusal("pixel_header_mismatch", "decoded shape differs from Rows and Columns")
@@ -55,17 +48,13 @@ def modality_image(dataset: Dataset, frame: int) -> ModalityImage:
     """One frame before display: modality LUT applied, VOI, polarity and padding read from the header.
 
     Raises:
-        Refusal: see ``stored_values``; invalid_rescale for a slope of 0 or a value that is no number.
+        Refusal: see ``stored_values``; invalid_rescale for a slope of 0, a value that is no number, a bad table.
     """
     stored = stored_values(dataset, frame)
-    if "ModalityLUTSequence" not in dataset and "RescaleSlope" in dataset:
-        slope, intercept = float(dataset.RescaleSlope), float(dataset.get("RescaleIntercept", 0.0))
-        if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0.0:
-            raise Refusal("invalid_rescale", "slope and intercept must be finite, the slope not 0")
-    values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float32)  # PS3.3 C.11.1
+    values = _modality_values(dataset, stored)
     inverted = (
         dataset.PhotometricInterpretation == "MONOCHROME1"  # PS3.3 C.7.6.3.1.2: the minimum is white
-        or dataset.get("PresentationLUTShape") == "INVERSE"  # PS3.3 C.11.6: says the same, so only once
+        or element_value(dataset, "PresentationLUTShape") == "INVERSE"  # PS3.3 C.11.6: the same, so only once
     )
     return ModalityImage(values, header_voi(dataset), inverted, _padding(dataset, stored))
 
@@ -73,25 +62,19 @@ def modality_image(dataset: Dataset, frame: int) -> ModalityImage:
 def header_voi(dataset: Dataset) -> Voi | None:
     """The header's first VOI: a LUT before a window, as PS3.3 C.11.2 leaves to the application; None without.
 
-    A window of a width that the standard forbids counts as none.
+    A window of a width that the standard forbids, or a table that breaks off, counts as none.
     """
-    if dataset.get("VOILUTSequence"):
-        first_lut = dataset.VOILUTSequence[0]
-        count, first, bits = (int(entry) for entry in first_lut.LUTDescriptor)
-        count = count or 65536  # PS3.3 C.11.2.1.1: 0 stands for 2**16
-        signed = int(dataset.get("PixelRepresentation", 0)) == 1
-        if signed and first > 32767:
-            first -= 65536  # the descriptor's second value has the sign of the input
-        inputs = np.arange(first, first + count, dtype=np.int32)
-        values = np.asarray(pydicom_apply_voi(inputs, dataset), dtype=np.float32)
-        return VoiLut(first, values / np.float32(2**bits - 1))
-    if "WindowCenter" in dataset and "WindowWidth" in dataset:
-        center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
-        function = _FUNCTIONS.get(str(dataset.get("VOILUTFunction") or "LINEAR"))
-        if center is None or width is None or function is None:
-            return None
-        if width >= 1.0 or (width > 0.0 and function != "LINEAR"):
-            return Window(center, width, function)
+    if element_value(dataset, "VOILUTSequence"):
+        table = _lookup_table(dataset, "VOILUTSequence")
+        if table is not None:
+            first, entries, bits = table
+            return VoiLut(first, entries / np.float32(2**bits - 1))
+    center, width = (_first(element_value(dataset, keyword)) for keyword in ("WindowCenter", "WindowWidth"))
+    function = _FUNCTIONS.get(str(element_value(dataset, "VOILUTFunction") or "LINEAR"))
+    if center is None or width is None or function is None:
+        return None
+    if width >= 1.0 or (width > 0.0 and function != "LINEAR"):
+        return Window(center, width, function)
     return None
 
 
@@ -102,6 +85,54 @@ def describe_voi(voi: Voi) -> tuple[str, float | None, float | None]:
     if isinstance(voi, Range):
         return "range", (voi.low + voi.high) / 2, voi.high - voi.low
     return "lut", None, None
+
+
+def _modality_values(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Stored values behind the modality LUT (PS3.3 C.11.1): the table, else slope and intercept, else as they are."""
+    if element_value(dataset, "ModalityLUTSequence"):
+        table = _lookup_table(dataset, "ModalityLUTSequence")
+        if table is None:
+            raise Refusal("invalid_rescale", "Modality LUT Sequence is malformed")
+        first, entries, _ = table
+        return entries[np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)]
+    if "RescaleSlope" not in dataset or "RescaleIntercept" not in dataset:
+        return stored.astype(np.float32)
+    slope, intercept = (_first(element_value(dataset, k)) for k in ("RescaleSlope", "RescaleIntercept"))
+    if slope is None or intercept is None or slope == 0.0:
+        raise Refusal("invalid_rescale", "slope and intercept must be finite, the slope not 0")
+    with np.errstate(over="ignore"):
+        values = (stored * np.float64(slope) + intercept).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise Refusal("invalid_rescale", "values beyond the range of float32")
+    return values
+
+
+def _lookup_table(dataset: Dataset, keyword: str) -> tuple[int, npt.NDArray[np.float32], int] | None:
+    """The first item of a modality or VOI LUT sequence: first input, entries, bits an entry; None if malformed.
+
+    Not pydicom's: it wraps inputs of 8-bit tables longer than 256, and takes no packed ones (PS3.3 C.11.1.1.1).
+    """
+    item = dataset[keyword].value[0]
+    try:
+        count, first, bits = (int(entry) for entry in element_value(item, "LUTDescriptor"))
+    except (TypeError, ValueError):
+        return None
+    count = count or 65536  # 0 stands for 2**16
+    if first > 32767 and element_value(dataset, "PixelRepresentation") == 1:
+        first -= 65536  # the descriptor's second value has the sign of the input
+    data = element_value(item, "LUTData")
+    if isinstance(data, bytes):
+        packed = bits == 8 and len(data) < 2 * count
+        big = element_value(dataset.file_meta, "TransferSyntaxUID") == ExplicitVRBigEndian
+        width, dtype = (1, "u1") if packed else (2, ">u2" if big else "<u2")
+        data = np.frombuffer(data[: len(data) // width * width], dtype=dtype)
+    try:
+        entries = np.asarray(data, dtype=np.float32)
+    except (TypeError, ValueError):
+        return None
+    if entries.ndim != 1 or len(entries) < count or not 8 <= bits <= 16:
+        return None
+    return first, entries[:count], bits
 
 
 def _first(value: Any) -> float | None:
@@ -117,10 +148,10 @@ def _first(value: Any) -> float | None:
 
 def _padding(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
     """Where stored values lie in the padding range (PS3.3 C.7.5.1.1.2), None where the header names none."""
-    value = dataset.get("PixelPaddingValue")
+    value = _first(element_value(dataset, "PixelPaddingValue"))
     if value is None:
         return None
-    limit = dataset.get("PixelPaddingRangeLimit", value)
-    low, high = sorted((int(value), int(limit)))
+    limit = _first(element_value(dataset, "PixelPaddingRangeLimit"))
+    low, high = sorted((value, value if limit is None else limit))
     mask = (stored >= low) & (stored <= high)
     return mask if mask.any() else None

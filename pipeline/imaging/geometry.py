@@ -38,9 +38,9 @@ def fit_square(
     scale = size_px / max(height, width)
     new_rows = min(size_px, max(1, round(height * scale)))
     new_columns = min(size_px, max(1, round(width * scale)))
-    shrinks = new_rows <= rows and new_columns <= columns
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(grey, (new_columns, new_rows), interpolation=interpolation)
+    # What shrinks goes first, and by itself: where pixels are not square one side may shrink and the other grow.
+    shrunk = cv2.resize(grey, (min(columns, new_columns), min(rows, new_rows)), interpolation=cv2.INTER_AREA)
+    resized = cv2.resize(shrunk, (new_columns, new_rows), interpolation=cv2.INTER_LINEAR)
     top, left = (size_px - new_rows) // 2, (size_px - new_columns) // 2
     square = np.zeros((size_px, size_px), dtype=np.uint8)
     square[top : top + new_rows, left : left + new_columns] = resized

@@ -17,7 +17,7 @@ def flat_metrics(metrics: pd.DataFrame) -> dict[str, float | None]:
 
     DVC shows and compares this file; it nests at dots, which names here do not have.
     """
-    rows = metrics[~metrics["run"].str.contains("-seed")]
+    rows = metrics[~metrics["run"].str.contains(r"-seed\d")]
     return {
         "/".join((row["run"], row["finding"], row["split"], row["group"], row["metric"])): (
             None if pd.isna(row["value"]) else row["value"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline import cli
 from pipeline.errors import PipelineError
@@ -36,6 +36,13 @@ class FinetuneParams(LoopParams):
     label_fractions: list[float] = Field(default=[1.0], min_length=1)
     draws: int = Field(default=1, ge=1)
     permute_labels: bool = False
+
+    @field_validator("seeds", "label_fractions")
+    @classmethod
+    def _distinct(cls, values: list[float]) -> list[float]:
+        if len(set(values)) < len(values):
+            raise ValueError("each must stand there once, or two runs have one name")
+        return values
 
 
 @dataclass(frozen=True)

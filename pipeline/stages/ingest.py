@@ -17,7 +17,7 @@ from pipeline.datasets.registry import load_adapter, load_site
 from pipeline.dicom.deidentify import keyed_hash
 from pipeline.dicom.headers import IngestParams
 from pipeline.dicom.refusal import Refusal
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, defect
 from pipeline.executor import ordered_map
 from pipeline.key import load_key
 from pipeline.params import check_versions, load_params
@@ -58,11 +58,7 @@ def read_source(task: Task) -> Outcome:
     except Refusal as refusal:
         return Outcome(refusal=refusal)
     except Exception as error:
-        raise PipelineError(
-            f"defect while reading source {task.source_id} of site {task.site}: {type(error).__name__} at "
-            f"{_where(error)}; please report it. `python -m pipeline.commands.inventory --find {task.source_id}` "
-            "names the file"
-        ) from None
+        raise defect("reading", task.source_id, error) from None
     hashed = keyed_hash(task.key, content)
     return Outcome(tuple({**row, "source_id": task.source_id, "source_hmac": hashed} for row in rows))
 
@@ -143,14 +139,6 @@ def _write(out: Path, site: str, rows: list[dict[str, Any]], refused: dict[str, 
         for source_id, refusal in refused.items()
     ]
     write_table(Exclusions, exclusions, out / "exclusions.parquet")
-
-
-def _where(error: Exception) -> str:
-    """File and line of our code where an error arose; never its text, which may quote a header."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
 
 
 if __name__ == "__main__":

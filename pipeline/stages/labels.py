@@ -40,16 +40,19 @@ def join_labels(
     """
     issues: Counter[str] = Counter()
     groups: dict[str, dict[str, list[str]]] = {}
-    given: dict[str, LabelRow] = {}
+    given: dict[str, tuple[str, LabelRow]] = {}
     found: dict[tuple[str, str], list[int | None]] = {}
     for column, target, row in rows:
         if column not in groups:
             groups[column] = instances.groupby(column)["image_id"].agg(list).to_dict()
         issues.update(row.issues)
-        earlier = given.setdefault(target, row)
-        if earlier is not row:
-            issues["duplicate_row" if earlier.labels == row.labels else "conflicting_rows"] += 1
-        image_ids = groups[column].get(copies.get(target, target), [])
+        kept = copies.get(target, target)
+        first_target, earlier = given.setdefault(kept, (target, row))
+        if earlier.labels != row.labels:
+            issues["conflicting_rows"] += 1
+        elif earlier is not row and first_target == target:  # a copy with a row of its own is no flaw
+            issues["duplicate_row"] += 1
+        image_ids = groups[column].get(kept, [])
         if not image_ids:
             issues["unknown_image"] += 1
         for image_id in image_ids:

@@ -8,6 +8,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline import cli
+from pipeline.errors import PipelineError
 from pipeline.imaging.store import INDEX_FILE, open_images
 from pipeline.params import check_versions, load_names, load_params
 from pipeline.splits import SplitParams
@@ -43,10 +44,8 @@ def rows_of_run(
                 site=site,
                 finding=finding,
                 logit=values,
-                # the two branches of a stable sigmoid
-                probability=np.where(
-                    values >= 0, 1 / (1 + np.exp(-np.abs(values))), 1 - 1 / (1 + np.exp(-np.abs(values)))
-                ),
+                # the sigmoid, to full relative precision at both ends
+                probability=np.exp(-np.logaddexp(0.0, -values)),
                 run=card["run"],
                 protocol=protocol,
                 backbone=card["backbone"],
@@ -112,6 +111,8 @@ def main() -> None:
                     logits = predict_logits(fabric, model, stores[site], index, compute.batch_size, layout)
                     frames.append(rows_of_run(card, site, part, logits, protocol))
                 bar.update(len(index))
+    if not frames:
+        raise PipelineError(f"nothing to predict: {len(folders)} models, {len(tested)} images that select or test")
     # Labels join last: nothing above has seen one.
     labels = read_tables(Labels, [args.labels / site / "labels.parquet" for site in params.sites])
     predictions = pd.concat(frames).merge(labels, on=["image_id", "finding"], how="left")

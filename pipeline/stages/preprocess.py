@@ -15,7 +15,7 @@ from pipeline.datasets.inventory import identify
 from pipeline.datasets.registry import load_adapter, load_site
 from pipeline.dicom.pixels import describe_voi
 from pipeline.dicom.refusal import Refusal
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, defect
 from pipeline.executor import ordered_map
 from pipeline.imaging.geometry import fit_square
 from pipeline.imaging.intensity import NAMED_WINDOWS, Voi, Window, display_grey
@@ -88,6 +88,8 @@ def make_images(task: Task) -> list[Made]:
         refusal = Refusal("unreadable", type(error).__name__)
     except Refusal as refused:
         refusal = refused
+    except Exception as error:
+        raise defect("preprocessing", task.source_id, error) from None
     return [Made({}, None, refusal)]
 
 

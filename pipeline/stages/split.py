@@ -1,10 +1,14 @@
 """Assign every image to a split by patient, over all sites, and check that nothing leaks between them."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import pandas as pd
 
 from pipeline import cli
 from pipeline.analysis.flow import composition, patient_flow, require_both_classes
 from pipeline.analysis.leakage import leakage
+from pipeline.errors import PipelineError
 from pipeline.imaging.store import INDEX_FILE
 from pipeline.params import load_names, load_params
 from pipeline.splits import SplitParams, assign, check_sites
@@ -28,6 +32,23 @@ def usable(splits: pd.DataFrame, labels: pd.DataFrame) -> pd.Series:
     """Which rows of ``splits`` can serve: with a label for some finding, or where no label is looked at."""
     annotated = set(labels.loc[labels["label"].notna(), "image_id"])
     return splits["image_id"].isin(annotated) | (splits["split"] == "target_adapt")
+
+
+def read_instances(paths: Iterable[Path]) -> pd.DataFrame:
+    """All sites' instances.
+
+    Raises:
+        PipelineError: a SOP instance stands at two sites, which makes neither a test of the other.
+    """
+    together = pd.concat([read_table(Instances, path) for path in paths], ignore_index=True)
+    twice = together[together["image_id"].duplicated(keep=False)]
+    if len(twice):
+        raise PipelineError(
+            f"{twice['image_id'].nunique()} images stand at more than one site "
+            f"({', '.join(sorted(set(twice['site'])))}): the same SOP Instance UID in two archives. Remove them from one, run "
+            "`python -m pipeline.commands.inventory`, then `dvc repro`"
+        )
+    return make_table(Instances, together)
 
 
 def excluded_files(made: pd.DataFrame, splits: pd.DataFrame, lost: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -60,7 +81,7 @@ def main() -> None:
     for parent in (args.ingest, args.images, args.labels):
         cli.prune(parent, params.sites)
     folders = {name: getattr(args, name) for name in ("ingest", "images", "labels")}
-    instances = read_tables(Instances, [folders["ingest"] / site / "instances.parquet" for site in params.sites])
+    instances = read_instances([folders["ingest"] / site / "instances.parquet" for site in params.sites])
     earlier = read_tables(
         Exclusions,
         [folders[stage] / site / "exclusions.parquet" for site in params.sites for stage in ("ingest", "images")],

@@ -9,6 +9,9 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from pipeline.params import ParamsError, nearest
 
+# In training mode these return several outputs, and their constructors warn.
+_AUXILIARY = frozenset({"googlenet", "inception_v3"})
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -45,9 +48,11 @@ def architecture(name: str, seed: int) -> nn.Module:
     """A torchvision model with its 1,000-class head and weights drawn from ``seed``.
 
     Raises:
-        ParamsError: torchvision's registry has no such classifier.
+        ParamsError: torchvision's registry has no such classifier, or it has auxiliary heads.
     """
-    known = list_models(module=_classification_models())
+    known = sorted(set(list_models(module=_classification_models())) - _AUXILIARY)
+    if name in _AUXILIARY:
+        raise ParamsError(f"backbones.{name}: its auxiliary classifiers are not supported; choose another")
     if name not in known:
         raise ParamsError(f"backbones: torchvision has no classifier '{name}'{nearest(name, known)}")
     with torch.random.fork_rng(devices=[]):
@@ -84,13 +89,14 @@ def build(name: str, num_findings: int, *, seed: int, state: Mapping[str, Tensor
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load weights that must fit exactly.
+    """Load weights that must fit exactly, but for batch-norm's counters, which files from before 2018 lack.
 
     Raises:
         ParamsError: keys are missing or surplus, or shapes differ; names the first few.
     """
     own = model.state_dict()
-    missing, surplus = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    missing = sorted(key for key in set(own) - set(state) if not key.endswith(".num_batches_tracked"))
+    surplus = sorted(set(state) - set(own))
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or surplus or shapes:
         told = "; ".join(
@@ -99,13 +105,15 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None
             if keys
         )
         raise ParamsError(f"backbones.{name}: the weights do not fit the architecture. {told}")
-    model.load_state_dict(dict(state))
+    # Into the model's own mapping: its metadata says which layout this is, and MNASNet refuses one without.
+    own.update(state)
+    model.load_state_dict(own)
 
 
 def _cut_head(model: nn.Module, name: str) -> int:
     """Replace the classifier's last linear layer by the identity; returns the number of its inputs."""
     last = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
-    if not last or any(path.startswith(("AuxLogits", "aux")) for path, _ in last):
+    if not last:
         raise ParamsError(f"backbones.{name}: its last layer is not linear, which a replaceable head needs")
     path, linear = last[0]
     parent = model.get_submodule(path.rpartition(".")[0]) if "." in path else model

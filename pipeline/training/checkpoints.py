@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.training.backbone import Classifier, InputSpec, build
+from pipeline.training.backbone import Classifier, InputSpec, build, load_state
 
 WEIGHTS_FILE, WEIGHTS_CARD = "weights.safetensors", "weights.json"
 MODEL_FILE, MODEL_CARD = "model.safetensors", "model.json"
@@ -50,7 +50,7 @@ def load_model(folder: Path) -> tuple[Classifier, dict[str, Any]]:
     """
     state, card = _load(folder, MODEL_FILE, MODEL_CARD, "run `dvc repro`")
     model = build(card["backbone"], len(card["findings"]), seed=0, state=None)
-    model.load_state_dict(state)
+    load_state(model, state, card["backbone"])
     spec = InputSpec(tuple(card["input"]["mean"]), tuple(card["input"]["std"]))
     model.mean.copy_(torch.tensor(spec.mean).view_as(model.mean))
     model.std.copy_(torch.tensor(spec.std).view_as(model.std))

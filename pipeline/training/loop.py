@@ -33,7 +33,7 @@ class LoopParams(StrictParams):
     """What all methods that train by gradient share, so that they are compared on an equal budget."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
+    batch_size: int = Field(ge=3)  # with 2, an odd number of images leaves a batch of one
     weight_decay: float = Field(default=0.01, ge=0.0)
     warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     clip_norm: float = Field(default=1.0, gt=0.0)
@@ -106,8 +106,14 @@ def train(
     """Train in place; the model ends with the weights of the epoch of least id_val loss.
 
     Raises:
-        PipelineError: the loss is not finite; says which images were in the batch (as array indices).
+        PipelineError: the loss is not finite; says which images were in the batch (as array indices). Or there are
+            too few images.
     """
+    if len(data.train) < 2 or len(data.id_val) == 0:
+        raise PipelineError(
+            f"{description}: training needs 2 images to train on (batch-norm) and 1 in id_val; there are "
+            f"{len(data.train)} and {len(data.id_val)}"
+        )
     model.to(memory_format=layout)
     chosen = parameters(model)
     optimiser = torch.optim.AdamW(chosen, lr=learning_rate, weight_decay=params.weight_decay)

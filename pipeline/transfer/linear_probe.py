@@ -1,6 +1,6 @@
 """Linear probe: the pretrained backbone as it is, a logistic regression on its features."""
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from pipeline.params import StrictParams
 from pipeline.training.backbone import Classifier
@@ -10,7 +10,7 @@ from pipeline.training.engine import Engine
 class Params(StrictParams):
     """``methods.linear_probe``: penalties to choose from on id_val, as scikit-learn's C (inverse strength)."""
 
-    inverse_l2: list[float] = Field(min_length=1)
+    inverse_l2: list[PositiveFloat] = Field(min_length=1)
 
 
 def fit(engine: Engine, params: Params) -> Classifier:

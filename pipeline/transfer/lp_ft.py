@@ -4,7 +4,7 @@ Kumar A, Raghunathan A, Jones R, Ma T, Liang P. Fine-Tuning can Distort Pretrain
 Out-of-Distribution. ICLR 2022.
 """
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from pipeline.params import StrictParams
 from pipeline.training.backbone import Classifier
@@ -14,7 +14,7 @@ from pipeline.training.engine import Engine
 class Params(StrictParams):
     """``methods.lp_ft``: the probe's penalties (scikit-learn's C) and the peak learning rate after it."""
 
-    inverse_l2: list[float] = Field(min_length=1)
+    inverse_l2: list[PositiveFloat] = Field(min_length=1)
     learning_rate: float = Field(gt=0.0)
 
 

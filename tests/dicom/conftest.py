@@ -1,0 +1,1 @@
+from simulation.conftest import make as make

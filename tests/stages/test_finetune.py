@@ -1,0 +1,228 @@
+"""finetune: which runs there are, what each may see, what it leaves behind."""
+
+import hashlib
+import itertools
+import json
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from pipeline.errors import PipelineError
+from pipeline.params import ParamsError, parse
+from pipeline.stages import features, finetune
+from pipeline.stages.finetune import FinetuneParams, Run, load_dataset, load_method, restrict
+from pipeline.tables import Curves, Labels, read_table, write_table
+from pipeline.training.checkpoints import file_sha256, load_model
+from pipeline.training.loop import predict_logits
+
+
+def params(**changes):
+    return FinetuneParams(**{"seeds": [1], "epochs": 1, "batch_size": 8, **changes})
+
+
+def run(fraction=1.0, draw=0, seed=1):
+    return Run("resnet18", "lp_ft", seed, fraction, draw)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "draw", "name"),
+    [
+        (1.0, 0, "resnet18-lp_ft-seed1"),
+        (0.25, 0, "resnet18-lp_ft-seed1-labels25-draw0"),
+        (0.29, 3, "resnet18-lp_ft-seed1-labels29-draw3"),  # 0.29 * 100 is 28.999999999999996
+        (0.07, 1, "resnet18-lp_ft-seed1-labels7-draw1"),  # 7.000000000000001
+    ],
+)
+def test_a_run_is_named_by_what_tells_it_from_its_siblings(fraction, draw, name):
+    assert run(fraction, draw).name == name
+
+
+def test_label_subsets_are_whole_patients_and_nested_within_a_draw():
+    data = tiny.dataset(num=80, num_val=20)
+    chosen = {}
+    for fraction in (0.1, 0.25, 0.5, 0.9, 1.0):
+        part = restrict(data, run(fraction), params())
+        chosen[fraction] = set(part.train.tolist())
+        patients = set(data.patients[part.train])
+        assert chosen[fraction] == {i for i in data.train.tolist() if data.patients[i] in patients}
+        assert len(patients) == max(2, round(fraction * 30))
+        assert np.array_equal(part.id_val, data.id_val)
+    sizes = sorted(chosen)
+    assert all(chosen[a] < chosen[b] for a, b in itertools.pairwise(sizes))
+    other_draw = set(restrict(data, run(0.25, draw=1), params()).train.tolist())
+    assert other_draw != chosen[0.25]
+    other_seed = set(restrict(data, run(0.25, seed=9), params()).train.tolist())
+    assert other_seed == chosen[0.25]  # seeds of one draw share their training images
+
+
+def test_permuted_labels_move_within_their_side_only():
+    data = tiny.dataset(num=80, num_val=20)
+    labels = data.labels.copy()
+    labels[data.train, 0] = np.where(np.arange(60) < 9, 1.0, 0.0)
+    labels[data.id_val, 0] = np.where(np.arange(20) < 15, 1.0, np.nan)
+    data = replace(data, labels=np.concatenate([labels, labels], axis=1))
+    before = data.labels.copy()
+    part = restrict(data, run(), params(permute_labels=True))
+    assert np.array_equal(data.labels, before, equal_nan=True)  # the caller's stay
+    for side in (data.train, data.id_val):
+        assert np.array_equal(np.sort(part.labels[side, 0]), np.sort(before[side, 0]), equal_nan=True)
+        assert not np.array_equal(part.labels[side], before[side], equal_nan=True)
+    assert np.array_equal(part.labels[:, 0], part.labels[:, 1], equal_nan=True)  # an image's labels stay together
+    again = restrict(data, run(), params(permute_labels=True))
+    assert np.array_equal(again.labels, part.labels, equal_nan=True)
+    other = restrict(data, run(seed=2), params(permute_labels=True))
+    assert not np.array_equal(other.labels, part.labels, equal_nan=True)
+
+
+def test_permuting_a_subset_brings_in_no_label_of_the_rest():
+    data = tiny.dataset(num=80, num_val=20)
+    some = restrict(data, run(0.5), params())
+    labels = data.labels.copy()
+    labels[np.setdiff1d(data.train, some.train)] = 9.0
+    part = restrict(replace(data, labels=labels), run(0.5), params(permute_labels=True))
+    assert 9.0 not in part.labels[part.train]
+
+
+def test_a_seed_or_fraction_named_twice_is_refused_before_anything_is_trained():
+    for key, values in (("seeds", [1, 2, 1]), ("label_fractions", [0.5, 0.5])):
+        with pytest.raises(ParamsError, match=f"finetune.{key}: each must stand there once"):
+            parse(FinetuneParams, {"seeds": [1], "epochs": 1, "batch_size": 8, key: values}, "finetune")
+
+
+def test_an_unknown_method_is_told_the_nearest():
+    with pytest.raises(ParamsError, match="unknown transfer method 'lp_tf'; did you mean 'lp_ft'"):
+        load_method("lp_tf")
+    with pytest.raises(ParamsError, match="unknown transfer method '__init__'"):
+        load_method("__init__")
+
+
+def test_the_data_are_joined_by_name_not_by_position(tmp_path):
+    tiny.write_gather(tmp_path, num=24)
+    table = read_table(Labels, tmp_path / "labels.parquet")
+    table.loc[table["image_id"] == tiny.image_name(3), "label"] = None
+    extra = table[table["image_id"].isin(map(tiny.image_name, range(5)))].assign(finding="effusion", label=1)
+    write_table(Labels, [*table.to_dict("records"), *extra.to_dict("records")], tmp_path / "labels.parquet")
+    data, findings = load_dataset(tmp_path)
+    assert findings == ["effusion", "opacity"]
+    assert data.labels.dtype == np.float32
+    expected = (np.arange(24) % 2).astype(np.float32)
+    expected[3] = np.nan
+    assert np.array_equal(data.labels[:, 1], expected, equal_nan=True)
+    assert np.array_equal(data.labels[:, 0], np.r_[np.ones(5), np.full(19, np.nan)], equal_nan=True)
+    assert list(data.patients[:4]) == ["p000", "p000", "p001", "p001"]
+    assert sorted(data.train) == list(range(18))
+    assert sorted(data.id_val) == list(range(18, 24))
+    bright = data.images[:, :, :16].mean(axis=(1, 2)) > 120
+    assert np.array_equal(bright, np.arange(24) % 2 == 1)
+
+
+# --- the whole stage -----------------------------------------------------------------------------------------
+
+
+def stage(tmp_path, monkeypatch, method="lp_ft", out="models", backbone=tiny.BACKBONE, **params):
+    folder = tmp_path / "in"
+    if not (folder / "weights").exists():
+        tiny.write_gather(folder / "gather")
+        tiny.write_weights(folder / "weights")
+    path = tiny.write_params(tmp_path / "params.yaml", **params)
+    common = {"gather": folder / "gather", "weights": folder / "weights", "params": path}
+    tiny.call(monkeypatch, features, **common, out=folder / "features")
+    tiny.call(
+        monkeypatch,
+        finetune,
+        **common,
+        features=folder / "features",
+        backbone=backbone,
+        method=method,
+        out=tmp_path / out,
+    )
+    return tmp_path / out
+
+
+def test_features_are_those_of_the_pretrained_model_in_the_stores_order(tmp_path, monkeypatch):
+    stage(tmp_path, monkeypatch, method="linear_probe")
+    data, _ = load_dataset(tmp_path / "in/gather")
+    expected = tiny.engine(data).features
+    made = np.load(tmp_path / "in/features/features.npy")
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, expected, atol=1e-5)  # another batch size
+
+
+@pytest.mark.parametrize("method", tiny.METHODS)
+def test_a_model_and_all_that_loading_it_needs(tmp_path, monkeypatch, method):
+    out = stage(tmp_path, monkeypatch, method)
+    name = f"{tiny.BACKBONE}-{method}-seed1"
+    assert sorted(path.name for path in out.iterdir()) == sorted(["curves.parquet", name])
+    card = json.loads((out / name / "model.json").read_text())
+    scratch = method == "scratch"
+    model, _ = load_model(out / name)
+    assert {**card, "params": None} == {
+        "run": name,
+        "backbone": tiny.BACKBONE,
+        "method": method,
+        "seed": 1,
+        "label_fraction": 1.0,
+        "draw": 0,
+        "findings": ["opacity"],
+        "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        "initialisation": "scratch" if scratch else "file",
+        "weights_name": None if scratch else "random numbers, for tests",
+        "weights_sha256": None if scratch else "ab" * 32,
+        "num_train_images": 24,
+        "num_train_patients": 12,
+        "num_parameters": sum(value.numel() for value in model.parameters()),
+        "params": None,
+        "versions": {name: version(name).split("+")[0] for name in ("torch", "torchvision", "scikit-learn")},
+        "file_sha256": file_sha256(out / name / "model.safetensors"),
+    }
+    assert card["params"]["method"] == tiny.METHODS[method]
+    assert card["params"]["finetune"] == {"seeds": [1], "epochs": 1, "batch_size": 8}
+    assert str(tmp_path) not in json.dumps(card)
+    curves = read_table(Curves, out / "curves.parquet")
+    assert set(curves["run"]) == {name}
+    assert (
+        set(curves["phase"])
+        == {
+            "scratch": {"finetune"},
+            "full_finetune": {"finetune"},
+            "linear_probe": {"probe opacity"},
+            "lp_ft": {"probe opacity", "finetune"},
+        }[method]
+    )
+    # the kept epoch's loss is the loaded model's
+    data, _ = load_dataset(tmp_path / "in/gather")
+    logits = predict_logits(tiny.fabric(), model, data.images, data.id_val, 4, torch.contiguous_format)[:, 0]
+    signed = np.where(data.labels[data.id_val, 0] == 1, logits, -logits).astype(np.float64)
+    last = curves[curves["kept"] & (curves["phase"] != "probe opacity" if method == "lp_ft" else True)]
+    assert np.logaddexp(0, -signed).mean() == pytest.approx(float(last["id_val_loss"].iloc[0]), abs=1e-5)
+
+
+def test_all_seeds_fractions_and_draws_and_two_runs_give_the_same_bytes(tmp_path, monkeypatch):
+    runs = {"seeds": [1, 2], "label_fractions": [0.5, 1.0], "draws": 2, "epochs": 1, "batch_size": 8}
+    first = stage(tmp_path, monkeypatch, "scratch", "first", finetune=runs)
+    second = stage(tmp_path, monkeypatch, "scratch", "second", finetune=runs)
+    base = f"{tiny.BACKBONE}-scratch"
+    names = [f"{base}-seed{s}{part}" for s in (1, 2) for part in ("", "-labels50-draw0", "-labels50-draw1")]
+    assert sorted(path.name for path in first.iterdir() if path.is_dir()) == sorted(names)
+
+    def digests(folder):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    assert digests(first) == digests(second)
+    tensors = {value for path, value in digests(first).items() if path.name == "model.safetensors"}
+    assert len(tensors) == 6
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(PipelineError, match=f"holds weights of {tiny.BACKBONE}, not of resnet18"):
+        stage(tmp_path, monkeypatch, backbone="resnet18")
+
+
+def test_a_fraction_out_of_range_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ParamsError, match=r"finetune.label_fractions: each must be above 0 and at most 1; got 25"):
+        stage(tmp_path, monkeypatch, finetune={"seeds": [1], "label_fractions": [25.0], "epochs": 1, "batch_size": 8})

@@ -1,0 +1,158 @@
+"""All transfer methods over two backbones, and what each one promises to do and not to do."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from pydantic import ValidationError
+from sklearn.linear_model import LogisticRegression
+
+from pipeline.training.checkpoints import load_model, save_model
+from pipeline.training.loop import predict_logits
+
+FILES = sorted(
+    path.stem for path in (Path(__file__).parents[2] / "pipeline/transfer").glob("*.py") if path.stem != "__init__"
+)
+BACKBONES = [tiny.BACKBONE, "mobilenet_v3_small"]
+
+
+def fit(method, engine, **changes):
+    module = importlib.import_module(f"pipeline.transfer.{method}")
+    return module.fit(engine, module.Params(**{**tiny.METHODS[method], **changes}))
+
+
+def bits(model):
+    return {key: value.numpy().tobytes() for key, value in model.state_dict().items()}
+
+
+def logits_of(model, data):
+    everything = np.arange(len(data.images))
+    return predict_logits(tiny.fabric(), model, data.images, everything, 24, torch.contiguous_format)
+
+
+def test_every_method_is_under_test():
+    assert sorted(tiny.METHODS) == FILES
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", tiny.METHODS)
+def test_one_step_is_saved_loaded_and_predicts_the_same(tmp_path, method, backbone):
+    data = tiny.dataset(findings=2)
+    engine = tiny.engine(data, backbone, loop=tiny.loop(epochs=1, batch_size=16))
+    model = fit(method, engine)
+    assert not model.training
+    logits = logits_of(model, data)
+    assert logits.shape == (24, 2)
+    assert np.isfinite(logits).all()
+    card = {"backbone": backbone, "findings": ["a", "b"]}
+    card["input"] = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+    save_model(model, card, tmp_path)
+    assert np.array_equal(logits_of(load_model(tmp_path)[0], data), logits)
+    assert engine.curves
+    assert sum(row.kept for row in engine.curves if row.phase == "finetune") == (method != "linear_probe")
+
+
+@pytest.mark.parametrize("method", tiny.METHODS)
+def test_the_same_seed_gives_the_same_bytes(method):
+    data = tiny.dataset()
+    once, again = (bits(fit(method, tiny.engine(data, seed=3, loop=tiny.loop(epochs=1)))) for _ in range(2))
+    assert once == again
+
+
+@pytest.mark.parametrize("method", ["scratch", "full_finetune"])
+def test_another_seed_gives_other_weights(method):
+    data = tiny.dataset()
+    one, two = (bits(fit(method, tiny.engine(data, seed=seed, loop=tiny.loop(epochs=1)))) for seed in (3, 4))
+    assert one != two
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_linear_probe_leaves_every_tensor_of_the_trunk_alone(backbone):
+    """Batch-norm's running statistics too, which a forward pass in training mode would move."""
+    data = tiny.dataset()
+    engine = tiny.engine(data, backbone)
+    model = fit("linear_probe", engine)
+    trunk = {key.removeprefix("trunk."): value for key, value in model.state_dict().items() if key.startswith("trunk")}
+    assert any("running_mean" in key for key in trunk)
+    assert all(torch.equal(value, engine.weights[key]) for key, value in trunk.items())
+    assert len(set(engine.weights) - set(trunk)) == 2  # the old head's weight and bias
+
+
+def test_linear_probes_logits_are_scikit_learns():
+    """The whole way: images to logits of the saved kind against features standardised and fitted apart."""
+    data = tiny.dataset(num=40, num_val=12)
+    noisy = data.labels.copy()
+    noisy[[1, 2, 9, 30]] = 1 - noisy[[1, 2, 9, 30]]
+    noisy[[5, 33]] = np.nan
+    data = replace(data, labels=noisy)
+    engine = tiny.engine(data)
+    model = fit("linear_probe", engine, inverse_l2=[0.01])
+    known = data.train[~np.isnan(noisy[data.train, 0])]
+    features = engine.features.astype(np.float64)
+    scale = features[known].std(axis=0)
+    inputs = (features - features[known].mean(axis=0)) / np.where(scale == 0, 1, scale)
+    theirs = LogisticRegression(C=0.01, tol=1e-10, max_iter=10_000).fit(inputs[known], noisy[known, 0])
+    np.testing.assert_allclose(logits_of(model, data)[:, 0], theirs.decision_function(inputs), atol=1e-4)
+
+
+def test_scratch_never_sees_the_pretrained_weights():
+    data = tiny.dataset()
+    poisoned = {key: torch.full_like(value, 7) for key, value in tiny.weights().items()}
+    loop = tiny.loop(epochs=1)
+    plain = bits(fit("scratch", tiny.engine(data, loop=loop)))
+    features = np.full((24, 1024), np.nan, np.float32)
+    assert bits(fit("scratch", tiny.engine(data, loop=loop, weights=poisoned, features=features))) == plain
+
+
+@pytest.mark.parametrize("method", ["full_finetune", "lp_ft"])
+def test_fine_tuning_starts_from_the_pretrained_weights(method):
+    """At a learning rate of nearly nothing no parameter moves; batch-norm's statistics do, by design."""
+    data = tiny.dataset()
+    engine = tiny.engine(data, loop=tiny.loop(epochs=1, weight_decay=0.0))
+    model = fit(method, engine, learning_rate=1e-12)
+    for key, value in model.trunk.named_parameters():
+        torch.testing.assert_close(value, engine.weights[key], atol=1e-9, rtol=0)
+
+
+def test_lp_ft_starts_from_the_probes_head():
+    data = tiny.dataset(findings=2)
+    probe = fit("linear_probe", tiny.engine(data))
+    tuned = fit("lp_ft", tiny.engine(data, loop=tiny.loop(epochs=1, weight_decay=0.0)), learning_rate=1e-12)
+    fresh = fit("full_finetune", tiny.engine(data, loop=tiny.loop(epochs=1)), learning_rate=1e-12)
+    torch.testing.assert_close(tuned.head.weight, probe.head.weight, atol=1e-9, rtol=0)
+    torch.testing.assert_close(tuned.head.bias, probe.head.bias, atol=1e-9, rtol=0)
+    assert (fresh.head.weight - probe.head.weight).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", tiny.METHODS)
+def test_images_outside_train_and_id_val_change_nothing(method):
+    data = tiny.dataset()
+    fewer = replace(data, train=data.train[:-2])
+    other_images, other_labels = data.images.copy(), data.labels.copy()
+    left_out = data.train[-2:]
+    other_images[left_out] = 255 - other_images[left_out]
+    other_labels[left_out] = 1 - other_labels[left_out]
+    poisoned = replace(fewer, images=other_images, labels=other_labels)
+    loop = tiny.loop(epochs=1)
+    assert bits(fit(method, tiny.engine(fewer, loop=loop))) == bits(fit(method, tiny.engine(poisoned, loop=loop)))
+
+
+@pytest.mark.parametrize(
+    ("method", "bad"),
+    [
+        ("scratch", {"learning_rate": 0.0}),
+        ("full_finetune", {"learning_rate": "fast"}),
+        ("linear_probe", {"inverse_l2": []}),
+        ("linear_probe", {"inverse_l2": [0.0]}),
+        ("lp_ft", {"inverse_l2": [-1.0]}),
+        ("lp_ft", {"momentum": 0.9}),
+    ],
+)
+def test_senseless_params_are_refused(method, bad):
+    module = importlib.import_module(f"pipeline.transfer.{method}")
+    with pytest.raises(ValidationError):
+        module.Params(**{**tiny.METHODS[method], **bad})
