@@ -12,8 +12,8 @@ STAMP  := $(VENV)/requirements.lock
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 $(STAMP): requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || {
-	    echo "Python 3.11 or 3.12 is needed; '$(PYTHON)' is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+	    echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(VENV) (once; several GB, a few minutes) ..."
 	if command -v uv >/dev/null; then
 	    uv venv --quiet --clear --python "$$(command -v $(PYTHON))" $(VENV)

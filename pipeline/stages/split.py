@@ -45,8 +45,8 @@ def read_instances(paths: Iterable[Path]) -> pd.DataFrame:
     if len(twice):
         raise PipelineError(
             f"{twice['image_id'].nunique()} images stand at more than one site "
-            f"({', '.join(sorted(set(twice['site'])))}): the same SOP Instance UID in two archives. Remove them from one, run "
-            "`python -m pipeline.commands.inventory`, then `dvc repro`"
+            f"({', '.join(sorted(set(twice['site'])))}): the same SOP Instance UID in two archives. "
+            "Remove them from one, run `python -m pipeline.commands.inventory`, then `dvc repro`"
         )
     return make_table(Instances, together)
 
