@@ -33,6 +33,8 @@ def make_fabric(params: ComputeParams) -> Fabric:
     torch.set_num_threads(params.threads)
     threadpool_limits(params.threads)  # BLAS and OpenMP under scikit-learn
     torch.use_deterministic_algorithms(True)
+    # Fills what nobody has written yet with NaN, to find who reads it: a debugging aid that costs a pass over memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     torch.backends.cudnn.benchmark = False
     return Fabric(accelerator=params.accelerator, devices=1, precision=params.precision)
 
