@@ -73,9 +73,13 @@ report: $(STAMP)  ## Make the report again from the tables there are
 gate: $(STAMP)  ## Compare the metrics with the committed baseline; fails on a regression
 	python -m pipeline.commands.gate
 
+.PHONY: fuzz
+fuzz: $(STAMP)  ## 10,000 mutated files (MUTANTS=... for another number): each has one verdict
+	MUTANTS=$${MUTANTS:-10000} pytest tests/end_to_end/test_fuzz.py -n 0 -s
+
 .PHONY: bench
 bench: $(STAMP)  ## Benchmarks, as ratios measured in one run
-	pytest tests/benchmarks -m '' -s
+	pytest tests/benchmarks -n 0 -m '' -s
 
 .PHONY: lock
 lock:  ## Resolve the dependencies anew (needs uv)

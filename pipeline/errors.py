@@ -10,16 +10,9 @@ class PipelineError(Exception):
     """
 
 
-def defect(doing: str, source_id: str, error: Exception) -> PipelineError:
-    """An unexpected error over one raw file, told by the file's pseudonym and the line where it arose.
-
-    Never by its path, which may name a patient, nor by the error's text, which may quote a header.
-    """
+def where_it_arose(error: BaseException) -> str:
+    """File and line of an unexpected error: what may be told of it, since its text may quote a header."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
-    return PipelineError(
-        f"defect while {doing} source {source_id}: {type(error).__name__} at {where}; please report it. "
-        f"`python -m pipeline.commands.inventory --find {source_id}` names the file"
-    )
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "an unknown line"

@@ -26,8 +26,20 @@ FILE_REASONS = frozenset(
     unsupported_photometric unsupported_pixel_layout unsupported_transfer_syntax
     """.split()
 )
-IMAGE_REASONS = frozenset({"missing_label", "conflicting_label", "uncertain_label", "patient_in_source"})
-REASONS = FILE_REASONS | IMAGE_REASONS
+# What was repaired, without guessing, in a file that is used; see pipeline/dicom/structure.py and pixels.py.
+NOTES = frozenset(
+    """
+    bad_character_set broken_sequence implicit_file_meta missing_file_meta missing_preamble trailing_padding
+    unordered_elements wrong_vr_encoding
+    """.split()
+)
+OUTCOMES = frozenset({"rejected", "quarantined", "unused", "defect"})
+# The actions of PS3.15 Table E.1-1, and where an element stands that is not in it.
+ACTIONS = frozenset("D Z X K C U Z/D X/Z X/D X/Z/D X/Z/U* not_listed private".split())
+IMAGE_REASONS = frozenset(
+    {"missing_label", "conflicting_label", "uncertain_label", "patient_in_source", "patient_withdrawn"}
+)
+REASONS = FILE_REASONS | IMAGE_REASONS | {"defect"}  # an error of ours, never the file's; to be reported
 
 LABEL_ISSUES = frozenset({"duplicate_row", "conflicting_rows", "unknown_value", "unknown_image", "uncertain_value"})
 
@@ -53,7 +65,7 @@ class Manifest(Table):
 
     ``source_id`` is the keyed pseudonym of the path below the site's root. ``modified_ns`` (nanoseconds since
     1970) is null where content is hashed instead; ``source_hmac`` is the keyed hash of the bytes, null where
-    it was not asked for.
+    it was not asked for. ``size_bytes`` is -1 for what is no readable regular file.
     """
 
     columns: ClassVar = {
@@ -69,8 +81,11 @@ class Manifest(Table):
 class Instances(Table):
     """One row an image (a frame of a SOP instance, or a PNG): all that is known of it downstream of ingest.
 
-    ``rows`` and ``columns`` in pixels, spacings in millimetres between centres, ``age_years`` with 90 for all
-    ages above 89, ``day`` in days shifted by a keyed offset per patient.
+    ``rows`` and ``columns`` in pixels, spacings in millimetres between centres (Pixel Spacing in the patient,
+    Imager Pixel Spacing at the detector: two quantities), ``age_years`` with 90 for all ages above 89, ``day`` in
+    days shifted by a keyed offset per patient. ``slice_index`` is the order in the series along the normal,
+    ``slice_position_mm`` the distance from its first slice, ``slice_spacing_mm`` the series' median step; null
+    where the file gives no position. ``lossy``: the pixels were compressed with loss at some time.
     """
 
     columns: ClassVar = {
@@ -92,10 +107,20 @@ class Instances(Table):
         "rows": pa.int32(),
         "columns": pa.int32(),
         "bits_stored": pa.int16(),
+        "samples_per_pixel": pa.int16(),
         "photometric_interpretation": pa.string(),
         "transfer_syntax": pa.string(),
+        "sop_class_uid": pa.string(),
+        "laterality": pa.string(),
+        "lossy": pa.bool_(),
         "row_spacing_mm": pa.float32(),
         "column_spacing_mm": pa.float32(),
+        "imager_row_spacing_mm": pa.float32(),
+        "imager_column_spacing_mm": pa.float32(),
+        "slice_thickness_mm": pa.float32(),
+        "slice_index": pa.int32(),
+        "slice_position_mm": pa.float32(),
+        "slice_spacing_mm": pa.float32(),
         "day": pa.int32(),
         "source_hmac": pa.string(),
     }
@@ -110,26 +135,57 @@ class Instances(Table):
         "columns",
         "source_hmac",
     )
-    vocabulary: ClassVar = {"sex": frozenset({"F", "M", "O"})}
+    vocabulary: ClassVar = {"sex": frozenset({"F", "M", "O"}), "laterality": frozenset({"L", "R", "B", "U"})}
 
 
 class Exclusions(Table):
     """Files that go no further: at which stage and why; ``detail`` quotes no header value.
 
-    ``duplicate_of`` is the source that was kept in the place of a byte-identical copy.
+    ``outcome``: rejected (cannot be used as it is), quarantined (readable, but a person or a policy must decide),
+    unused (a good file without a use in this study), defect (an error of ours over it). ``duplicate_of`` is the
+    source that was kept in the place of a byte-identical copy.
     """
 
     columns: ClassVar = {
         "source_id": pa.string(),
         "stage": pa.string(),
         "site": pa.string(),
+        "outcome": pa.string(),
         "reason": pa.string(),
         "detail": pa.string(),
         "duplicate_of": pa.string(),
     }
     key: ClassVar = ("source_id", "stage", "site")
-    required: ClassVar = ("reason",)
-    vocabulary: ClassVar = {"reason": REASONS}
+    required: ClassVar = ("outcome", "reason")
+    vocabulary: ClassVar = {"outcome": OUTCOMES, "reason": REASONS}
+
+
+class Notes(Table):
+    """What was repaired in files that are used, counted in files; ``commands.inspect`` tells it of one."""
+
+    columns: ClassVar = {"site": pa.string(), "note": pa.string(), "num_files": pa.int64()}
+    key: ClassVar = ("site", "note")
+    required: ClassVar = ("num_files",)
+    vocabulary: ClassVar = {"note": NOTES}
+
+
+class Deidentification(Table):
+    """What of the accepted files' headers went on, counted by the action that PS3.15 Table E.1-1 asks for.
+
+    ``treatment``: removed (does not exist downstream), replaced (a pseudonym, a shifted day, a capped age, a term
+    of a vocabulary), kept (a number or a code of the standard).
+    """
+
+    columns: ClassVar = {
+        "site": pa.string(),
+        "action": pa.string(),
+        "treatment": pa.string(),
+        "num_elements": pa.int64(),
+        "num_files": pa.int64(),
+    }
+    key: ClassVar = ("site", "action", "treatment")
+    required: ClassVar = ("num_elements", "num_files")
+    vocabulary: ClassVar = {"action": ACTIONS, "treatment": frozenset({"removed", "replaced", "kept"})}
 
 
 class Labels(Table):
@@ -195,7 +251,7 @@ class Splits(Table):
 class Flow(Table):
     """The funnel, per site and step in order; each step's loss stands beside it with its reason.
 
-    ``kind`` is "remaining" (what is left after the step, reason null becomes "") or "excluded".
+    ``kind`` is "remaining" (what is left after the step, reason null becomes ""), or the outcome of what went.
     """
 
     columns: ClassVar = {
@@ -210,7 +266,7 @@ class Flow(Table):
     }
     key: ClassVar = ("site", "step", "kind", "reason")
     required: ClassVar = ("stage",)
-    vocabulary: ClassVar = {"kind": frozenset({"remaining", "excluded"})}
+    vocabulary: ClassVar = {"kind": OUTCOMES | {"remaining"}}
 
 
 class Composition(Table):
@@ -389,11 +445,48 @@ def make_table(table: type[Table], rows: Iterable[Mapping[str, Any]] | pd.DataFr
     )
 
 
-def write_table(table: type[Table], rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: Path) -> None:
+def write_table(table: type[Table], rows: Iterable[Mapping[str, Any]] | pd.DataFrame | pa.Table, path: Path) -> None:
     """Check, sort by key and write as Parquet; see ``make_table`` for the errors."""
-    frame = make_table(table, rows)
+    data = _check(table, rows) if isinstance(rows, pa.Table) else _to_arrow(table, make_table(table, rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(_to_arrow(table, frame), path, compression="zstd")
+    # One chunk a column: how the rows came in batches does not reach the bytes.
+    pq.write_table(data.combine_chunks(), path, compression="zstd")
+
+
+class RowWriter:
+    """Rows of one table, given one by one and held as Arrow columns: a tenth of the memory of dicts."""
+
+    _BATCH = 512
+
+    def __init__(self, table: type[Table]) -> None:
+        self._table = table
+        self._rows: list[Mapping[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take rows; columns that they lack are null."""
+        self._rows.extend(rows)
+        if len(self._rows) >= self._BATCH:
+            self._flush()
+
+    def finish(self) -> pa.Table:
+        """All rows, in the order given; unchecked but for their types: ``write_table`` checks.
+
+        Raises:
+            TableError: a column too many, or a value of the wrong type.
+        """
+        self._flush()
+        return pa.Table.from_batches(self._batches, schema=_schema(self._table))
+
+    def _flush(self) -> None:
+        surplus = sorted({name for row in self._rows for name in row} - set(self._table.columns))
+        if surplus:
+            raise TableError(f"{self._table.__name__}: unknown columns {surplus}; expected {list(self._table.columns)}")
+        try:
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=_schema(self._table)))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            raise TableError(f"{self._table.__name__}: not all values are of their columns' types") from None
+        self._rows = []
 
 
 def read_table(table: type[Table], path: Path) -> pd.DataFrame:

@@ -68,7 +68,7 @@ def closure(start: Path, chosen: dict[str, str]) -> tuple[set[str], set[str]]:
         ours, folders, others = direct_imports(path)
         packages |= others
         todo += [*ours, *(Path(folder) / f"{chosen[folder]}.py" for folder in folders if folder in chosen)]
-        templates = path.parent / "templates"
-        if (ROOT / templates).is_dir():
-            seen.add(templates)
+        for data in (path.parent / "templates", path.with_suffix(".txt")):  # what the module reads
+            if (ROOT / data).exists():
+                seen.add(data)
     return {path.as_posix() for path in seen}, packages

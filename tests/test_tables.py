@@ -63,8 +63,9 @@ def test_broken_rows(rows, text):
 
 
 def test_closed_vocabulary():
+    row = {"source_id": "s", "stage": "x", "site": "a", "outcome": "rejected", "reason": NAME}
     with pytest.raises(t.TableError, match="1 values outside") as raised:
-        t.make_table(t.Exclusions, [{"source_id": "s", "stage": "x", "site": "a", "reason": NAME}])
+        t.make_table(t.Exclusions, [row])
     assert NAME not in str(raised.value)
 
 
@@ -93,7 +94,7 @@ def test_key_is_checked_over_all_files(tmp_path):
 
 def test_empty_frame_beside_a_full_one(tmp_path):
     t.write_table(t.Exclusions, [], tmp_path / "a")
-    row = {"source_id": "s", "stage": "x", "site": "a", "reason": "truncated"}
+    row = {"source_id": "s", "stage": "x", "site": "a", "outcome": "rejected", "reason": "truncated"}
     t.write_table(t.Exclusions, [row], tmp_path / "b")
     both = t.read_tables(t.Exclusions, [tmp_path / "a", tmp_path / "b"])
     assert len(both) == 1

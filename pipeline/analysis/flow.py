@@ -29,12 +29,12 @@ def patient_flow(
         rows.append(_row(site, 0, "inventory", "remaining", "", found, None, None))
         for step, stage in enumerate(("ingest", "preprocess", "split"), start=1):
             gone = exclusions[(exclusions["site"] == site) & (exclusions["stage"] == stage)]
-            for reason, group in gone.groupby("reason"):
+            for (outcome, reason), group in gone.groupby(["outcome", "reason"]):
                 images = left[left["source_id"].isin(group["source_id"])]
                 known = stage != "ingest"  # a file that ingest refused has no image and no patient yet
                 rows.append(
                     _row(
-                        site, step, stage, "excluded", str(reason), group["source_id"].nunique(),
+                        site, step, stage, str(outcome), str(reason), group["source_id"].nunique(),
                         len(images) if known else None, images["patient_id"].nunique() if known else None,
                     )
                 )  # fmt: skip

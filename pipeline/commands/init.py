@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline import cli
 from pipeline.errors import PipelineError
 from pipeline.params import NAME_PATTERN, ParamsError
+from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, write_withdrawn
 
 ROOT_LINE, STUDY_LINE = 'vars: [{code: ""}]', "vars: [{code: ../../}]"
 
@@ -45,6 +46,8 @@ def main() -> None:
         ):
             subprocess.run([*dvc, "config", *setting], cwd=folder, check=True)
         (folder / ".dvcignore").write_text(Path(".dvcignore").read_text(encoding="utf-8"), encoding="utf-8")
+    if not (folder / WITHDRAWN_FILE).exists():
+        write_withdrawn(folder, Withdrawn())
     (folder / "dvc.yaml").write_text(study_graph(Path("dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
     told = "" if (folder / "params.yaml").is_file() else f"; now write {folder}/params.yaml"
     print(f"{folder} is ready{told}. Then: make study STUDY={args.name}")

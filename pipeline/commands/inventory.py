@@ -5,6 +5,8 @@ keyed hash of its content, equal on every machine); no name. Run it when files w
 `make repro` does. `--find` names the file behind a pseudonym, for the person at the keyboard.
 """
 
+import os
+import sys
 from pathlib import Path
 
 from pipeline import cli
@@ -39,15 +41,17 @@ def main() -> None:
                 continue  # its manifest is made with it, by the graph
             if not (args.params.parent / site.root).is_dir():
                 continue
-        sources = identify(adapter, site, name, args.params.parent, key)
+        sources = identify(adapter, site, name, args.params.parent, key, with_withdrawn=args.find is not None)
         if args.find is not None:
             if args.find in sources:
-                print(sources[args.find].path)
+                # Bytes: a name that is not UTF-8 cannot be printed.
+                sys.stdout.buffer.write(os.fsencode(sources[args.find].listed_path) + b"\n")
                 return
             continue
         manifest = take_inventory(sources, key, hash_content=params.hash)
         write_table(Manifest, manifest, args.out / f"{name}.parquet")
-        print(f"{name}: {len(manifest)} files")
+        unreadable = int((manifest["size_bytes"] < 0).sum())
+        print(f"{name}: {len(manifest)} files" + (f", {unreadable} of them cannot be read" if unreadable else ""))
     if args.find is not None:
         raise PipelineError(f"no file of this study has the pseudonym {args.find} under its key")
 

@@ -10,7 +10,7 @@ Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ def list_sources(site: Params, base: Path) -> Iterator[Source]:
 
 def describe(
     source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: headers.IngestParams
-) -> list[dict[str, Any]]:
+) -> headers.Description:
     """The facts of an image, from its row in the table and its own header; raises ``Refusal``."""
     image = _decode(content, policy.max_pixels)
     facts = source.facts
@@ -59,41 +59,41 @@ def describe(
         raise Refusal("missing_required_tag", "Patient ID")
     # "58" in the 2020 table; "058Y" in the first.
     age = re.fullmatch(r"(\d{1,3})([YMD]?)", facts["Patient Age"])
-    return [
-        {
-            "image_id": deidentify.pseudonym(key, "image", site, source.relative, "0"),
-            "frame": 0,
-            "patient_id": deidentify.pseudonym(key, "patient", issuer, patient),
-            # The set names no studies; a follow-up number within a patient is one visit.
-            "study_id": deidentify.pseudonym(key, "study", issuer, patient, facts.get("Follow-up #", "")),
-            "series_id": None,
-            "site": site,
-            "modality": None,
-            "manufacturer": None,
-            "model": None,
-            "view_position": deidentify.in_vocabulary(facts["View Position"], deidentify.VIEW_POSITIONS),
-            "body_part": "chest",
-            "sex": deidentify.sex(facts["Patient Gender"]),
-            "age_years": deidentify.age_years(f"{age[1].zfill(3)}{age[2] or 'Y'}") if age else None,
-            "kvp": None,
-            "rows": image.shape[0],
-            "columns": image.shape[1],
-            "bits_stored": 8,
-            "photometric_interpretation": "MONOCHROME2",
-            "transfer_syntax": "png",
-            # The table's spacing is the original's, which these resampled files no longer have.
-            "row_spacing_mm": None,
-            "column_spacing_mm": None,
-            "day": None,
-        }
-    ]
+    row = {
+        "image_id": deidentify.pseudonym(key, "image", site, source.relative, "0"),
+        "frame": 0,
+        "patient_id": deidentify.pseudonym(key, "patient", issuer, patient),
+        # The set names no studies; a follow-up number within a patient is one visit.
+        "study_id": deidentify.pseudonym(key, "study", issuer, patient, facts.get("Follow-up #", "")),
+        "series_id": None,
+        "site": site,
+        "modality": None,
+        "manufacturer": None,
+        "model": None,
+        "view_position": deidentify.in_vocabulary(facts["View Position"], deidentify.VIEW_POSITIONS),
+        "body_part": "chest",
+        "sex": deidentify.sex(facts["Patient Gender"]),
+        "age_years": deidentify.age_years(f"{age[1].zfill(3)}{age[2] or 'Y'}") if age else None,
+        "kvp": None,
+        "rows": image.shape[0],
+        "columns": image.shape[1],
+        "bits_stored": 8,
+        "photometric_interpretation": "MONOCHROME2",
+        "samples_per_pixel": 1,
+        "transfer_syntax": "png",
+        # The table's spacing is the original's, which these resampled files no longer have.
+        "row_spacing_mm": None,
+        "column_spacing_mm": None,
+        "day": None,
+    }
+    return headers.Description([row], [None])
 
 
-def read_image(content: bytes, frame: int) -> ModalityImage:
+def read_images(content: bytes, frames: Sequence[int], policy: headers.IngestParams) -> Iterator[ModalityImage]:
     """The grey values as they stand: windowed and inverted by the authors, so 0 to 255 is the whole range."""
-    if frame != 0:
-        raise Refusal("decode_error", "a PNG has one frame")
-    return ModalityImage(_decode(content).astype(np.float32), Range(0.0, 255.0), inverted=False)
+    if list(frames) != [0]:
+        raise Refusal("pixel_length_mismatch", "a PNG has one frame")
+    yield ModalityImage(_decode(content, policy.max_pixels).astype(np.float32), Range(0.0, 255.0), inverted=False)
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:
@@ -121,7 +121,7 @@ def _rows(site: Params, base: Path) -> list[dict[str, str]]:
     )
 
 
-def _decode(content: bytes, max_pixels: int = 2**28) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _decode(content: bytes, max_pixels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if not content:
         raise Refusal("empty_file")
     if not content.startswith(_PNG_SIGNATURE):

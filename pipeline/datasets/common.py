@@ -1,7 +1,9 @@
 """What all adapters share: the site's entry in params, sources, the reading of a label file."""
 
 import csv
+import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -63,13 +65,46 @@ class LabelColumns(StrictParams):
         return self
 
 
-@dataclass(frozen=True)
+_KINDS = {
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFDIR: "folder",
+}
+# Shared by all sources that no table says anything of: a dictionary each would be most of their memory.
+_NO_FACTS: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """A raw file: its path below the root (what its pseudonym is made of), where it lies, a table's facts on it."""
+    """A raw file, or what stands in the archive without being a file that can be read.
+
+    Attributes:
+        relative: its path below the root, parts joined by "/": what its pseudonym is made of. A name that is not
+            UTF-8 has its bytes as surrogates (PEP 383).
+        place: where it lies; where ``below`` is given, the folder that this starts from, which many then share.
+        facts: what a table says of it.
+        obstacle: why it cannot be read, a constant text without a name; "" for what can be tried.
+        below: its path below ``place``; for a link that of the file it leads to, so that ``path`` ends in no link.
+            None where a table and not ``walk_files`` listed it.
+    """
 
     relative: str
-    path: Path
-    facts: Mapping[str, str] = field(default_factory=dict)
+    place: Path
+    facts: Mapping[str, str] = field(default_factory=lambda: _NO_FACTS)
+    obstacle: str = ""
+    below: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies; made anew at each call, since a ``Path`` takes more memory than all the rest."""
+        return self.place if self.below is None else self.place / self.below
+
+    @property
+    def listed_path(self) -> Path:
+        """Where it stands in the archive, if that is a link."""
+        return self.place if self.below is None else self.place / self.relative
 
 
 @dataclass(frozen=True)
@@ -82,20 +117,105 @@ class LabelRow:
 
 
 def walk_files(root: Path) -> Iterator[Source]:
-    """All regular files below ``root`` in a fixed order; links that leave it or loop are not followed.
+    """Everything below ``root`` but the folders that can be listed, in a fixed order.
+
+    Regular files and the links to them that stay below the root can be read. What else there is comes with its
+    obstacle: links that leave the root, lead to folders (whose files are listed where they are), to nothing or in
+    circles; pipes, sockets and devices, which are not opened; folders that cannot be listed.
 
     Raises:
-        PipelineError: the folder is not there.
+        PipelineError: the root is not there or cannot be listed.
     """
-    if not root.is_dir():
-        raise PipelineError(f"the raw folder {root} is not there; set the site's root in params.yaml")
-    for folder, names, files in os.walk(root, followlinks=False):
-        names.sort()
-        for name in sorted(files):
-            path = Path(folder) / name
-            # A pipe or a socket would hang the reader.
-            if path.is_file() and (not path.is_symlink() or root.resolve() in path.resolve().parents):
-                yield Source(path.relative_to(root).as_posix(), path)
+    try:
+        # Folders are opened from the root's descriptor, so that what is too deep does not hang on where the root lies.
+        base = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        wrong = "is not there" if missing else f"cannot be opened ({type(error).__name__})"
+        raise PipelineError(f"the raw folder {root} {wrong}; set the site's root in params.yaml") from None
+    try:
+        yield from _walk(root, base)
+    finally:
+        os.close(base)
+
+
+def _walk(root: Path, base: int) -> Iterator[Source]:
+    real_root = os.path.realpath(root)
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = _list_folder(folder or ".", base)
+        except OSError as error:
+            if not folder:
+                raise PipelineError(f"the raw folder {root} cannot be listed ({type(error).__name__})") from None
+            # Longer than the system takes: what is in it could not be opened by its path.
+            too_long = error.errno == errno.ENAMETOOLONG
+            obstacle = "folder with too long a path" if too_long else "folder that cannot be listed"
+            yield Source(folder, root, obstacle=obstacle, below=folder)
+            continue
+        folders = []
+        for name, kind in sorted(entries):
+            relative = f"{folder}/{name}" if folder else name
+            if kind == "folder":
+                folders.append(relative)
+            elif kind == "link":
+                yield _follow(root, relative, real_root)
+            else:
+                yield Source(relative, root, obstacle=kind, below=relative)
+        waiting.extend(reversed(folders))
+
+
+def _list_folder(folder: str, base: int) -> list[tuple[str, str]]:
+    """The entries of a folder as (name, kind): "folder", "link", "" for a regular file, else an obstacle.
+
+    Raises:
+        OSError: it cannot be opened or read, or is a link by now.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=base)
+    try:
+        with os.scandir(descriptor) as entries:
+            return [(entry.name, _kind(entry)) for entry in entries]
+    finally:
+        os.close(descriptor)
+
+
+def _kind(entry: "os.DirEntry[str]") -> str:
+    try:
+        # The first three are known from the listing on most file systems, without a call for each file.
+        if entry.is_symlink():
+            return "link"
+        if entry.is_dir(follow_symlinks=False):
+            return "folder"
+        if entry.is_file(follow_symlinks=False):
+            return ""
+        return _obstacle_of(entry.stat(follow_symlinks=False).st_mode)
+    except OSError:
+        return "entry that cannot be examined"
+
+
+def _obstacle_of(mode: int) -> str:
+    """Why what has this mode cannot be read as a file; "" for a regular file."""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "special file")
+
+
+def _follow(root: Path, relative: str, real_root: str) -> Source:
+    """A link: the file below the root that it leads to, or why it is not followed."""
+    path = os.fspath(root / relative)
+    inside = os.path.relpath(os.path.realpath(path), real_root)
+    if inside == os.pardir or inside.startswith(os.pardir + os.sep):
+        return Source(relative, root, obstacle="link out of the root", below=relative)
+    try:
+        obstacle = _obstacle_of(os.stat(path).st_mode)  # noqa: PTH116 - the text that realpath was asked about
+    except (FileNotFoundError, NotADirectoryError):
+        obstacle = "dangling link"
+    except OSError as error:
+        obstacle = "link loop" if error.errno == errno.ELOOP else "link that cannot be followed"
+    else:
+        if not obstacle:
+            return Source(relative, root, below=inside)
+        obstacle = f"link to a {obstacle}"
+    return Source(relative, root, obstacle=obstacle, below=relative)
 
 
 def read_csv_rows(path: Path, required: Iterable[str]) -> list[dict[str, str]]:

@@ -7,9 +7,9 @@ Instance UID, its PatientID or its AccessionNumber (``key``), and one column a f
 Licence and data-use terms are those of the data; nothing here sends it anywhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.datasets.common import (
     LabelColumns,
@@ -46,17 +46,17 @@ def list_sources(site: Params, base: Path) -> Iterator[Source]:
 
 def describe(
     source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: headers.IngestParams
-) -> list[dict[str, Any]]:
+) -> headers.Description:
     """The facts of a file's images; raises ``Refusal`` where it is not taken."""
     del source
-    dataset = headers.parse(content)
-    headers.check_image(dataset, policy)
-    return headers.instance_rows(dataset, site=site, issuer=issuer, key=key)
+    return headers.describe(content, policy, site=site, issuer=issuer, key=key)
 
 
-def read_image(content: bytes, frame: int) -> ModalityImage:
-    """One frame before display; raises ``Refusal``."""
-    return pixels.modality_image(headers.parse(content), frame)
+def read_images(content: bytes, frames: Sequence[int], policy: headers.IngestParams) -> Iterator[ModalityImage]:
+    """Some frames before display, the header read once; raises ``Refusal``."""
+    parsed, fmt = headers.read_header(content, policy)
+    for frame in frames:
+        yield pixels.modality_image(parsed, fmt, frame)
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:

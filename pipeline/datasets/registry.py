@@ -1,12 +1,12 @@
 """From a site's entry in params to its adapter, the module ``pipeline/datasets/NAME.py``."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pipeline.datasets.common import LabelRow, SiteParams, Source
-from pipeline.dicom.headers import IngestParams
+from pipeline.dicom.headers import Description, IngestParams
 from pipeline.imaging.intensity import ModalityImage
 from pipeline.params import ParamsError, parse, read_params_file, section_of
 
@@ -21,11 +21,11 @@ class Adapter(Protocol):
 
     def describe(
         self, source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: IngestParams
-    ) -> list[dict[str, Any]]:
-        """Rows of ``Instances`` but for source_id and source_hmac; raises ``Refusal``."""
+    ) -> Description:
+        """What goes on from a file; raises ``Refusal``."""
 
-    def read_image(self, content: bytes, frame: int) -> ModalityImage:
-        """One image before display; raises ``Refusal``."""
+    def read_images(self, content: bytes, frames: Sequence[int], policy: IngestParams) -> Iterator[ModalityImage]:
+        """Some of a file's images before display; raises ``Refusal``."""
 
     def read_labels(self, site: Any, base: Path) -> Iterator[LabelRow]:
         """The rows of the label file."""

@@ -9,6 +9,8 @@ import hashlib
 import hmac
 import re
 
+from pydicom.uid import UID_dictionary
+
 MAX_AGE_YEARS = 89  # above it one class, 90: the HIPAA Safe Harbor rule, 45 CFR 164.514(b)(2)(i)(C)
 _SHIFT_DAYS = 3650
 
@@ -100,6 +102,17 @@ def sex(value: str) -> str | None:
     """PatientSex as F, M or O; None where it is anything else."""
     cleaned = value.strip().upper()
     return cleaned if cleaned in {"F", "M", "O"} else None
+
+
+def laterality(value: str) -> str | None:
+    """Laterality as R, L, U (unpaired) or B (both), PS3.3 C.8.11.3; None where it is anything else."""
+    cleaned = value.strip().upper()
+    return cleaned if cleaned in {"R", "L", "U", "B"} else None
+
+
+def registered_uid(value: str) -> str:
+    """A UID that the standard registers (PS3.6 Annex A), as it is; any other is "other": its root names who made it."""
+    return value if value in UID_dictionary else "other"
 
 
 def in_vocabulary(value: str, vocabulary: frozenset[str]) -> str | None:

@@ -1,259 +1,369 @@
-"""From a file's bytes to checked, de-identified facts about its images; or a refusal with a reason."""
+"""From a file's structure to checked, de-identified facts about its images; or a refusal with a reason."""
 
 import re
-import struct
-import warnings
-from io import BytesIO
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
-import numpy as np
-import pydicom
-from pydicom import Dataset
-from pydicom.dataelem import RawDataElement
-from pydicom.encaps import parse_fragments
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydantic import Field
 
 from pipeline.dicom import deidentify
-from pipeline.dicom.refusal import Refusal
+from pipeline.dicom.attributes import (
+    MalformedError,
+    decoded_text,
+    has,
+    is_empty,
+    items,
+    number,
+    numbers,
+    text,
+    texts,
+)
+from pipeline.dicom.confidentiality import count_treatments
+from pipeline.dicom.geometry import Plane, plane_of
+from pipeline.dicom.layout import PixelFormat, read_layout
+from pipeline.dicom.pixels import modality_transform
+from pipeline.dicom.refusal import Quarantine, Refusal
+from pipeline.dicom.structure import Parsed, Part, parse_structure
 from pipeline.params import StrictParams
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")  # PS3.5 9.1; leading zeros occur in the field and identify as well
-_REQUIRED = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "PatientID", "Rows", "Columns", "BitsAllocated",
-    "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation",
-)  # fmt: skip
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_ALWAYS_REQUIRED = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Rows", "Columns", "BitsAllocated", "SamplesPerPixel",
+    "PhotometricInterpretation",
+)  # fmt: skip
+_INTEGER_REQUIRED = ("BitsStored", "HighBit", "PixelRepresentation")
+
+# PS3.4 B.5: pixels that are no picture of a patient but annotate or plan on others.
+_SEGMENTATION, _RT_DOSE = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.2"
+_SECONDARY_CAPTURE = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.[1-4])?")
+# What de-identification tools and test suites write into Patient ID for everybody.
+_PLACEHOLDERS = frozenset("anon anonymous anonymized anonymised unknown none null n/a na test patient".split())
+_HEAD = frozenset({"head", "brain", "skull", "face", "orbit", "sinus", "headneck", "maxilla", "jaw"})
+
+T = TypeVar("T")
+Policy = Literal["quarantine", "keep"]
 
 
 class IngestParams(StrictParams):
-    """Section ``ingest``: what is policy rather than fact.
+    """Section ``ingest``: what is policy rather than fact. ``quarantine`` leaves out until a person decides.
 
-    ``max_pixels`` bounds rows x columns x frames of one file. Burnt-in annotation and localizers are left out
-    unless a person decides otherwise.
+    Attributes:
+        burned_in_annotation: images that say that text is burnt into their pixels.
+        secondary_capture: screen and film captures that do not say that they are free of burnt-in text.
+        localizer: scouts and topograms (Image Type LOCALIZER).
+        recognizable_face: CT and MR of the head, and whatever says that a face can be recognised in it.
+        missing_patient_id: files without a patient number (the standard allows an empty one). "study" takes every
+            study for a patient of its own: a patient with two studies may then stand on two sides of a split.
+        placeholder_patient_id: one number for everybody would make one patient of all, and no split by patient.
+        inconsistent_geometry: series with gaps, tilt, mixed shapes or two slices in one place.
+        repaired: files that were read although something was missing or odd, without guessing.
+        max_pixels: rows x columns x frames x samples of one file.
+        max_frames: of one file; each is a row of the tables.
+        max_bytes: size of one file, as it is and inflated.
     """
 
-    burned_in_annotation: Literal["exclude", "keep"] = "exclude"
-    localizer: Literal["exclude", "keep"] = "exclude"
-    max_pixels: int = 2**28
+    burned_in_annotation: Policy = "quarantine"
+    secondary_capture: Policy = "quarantine"
+    localizer: Policy = "quarantine"
+    recognizable_face: Policy = "quarantine"
+    missing_patient_id: Literal["quarantine", "study"] = "quarantine"
+    placeholder_patient_id: Policy = "quarantine"
+    inconsistent_geometry: Policy = "quarantine"
+    repaired: Literal["accept", "quarantine"] = "accept"
+    max_pixels: int = Field(default=2**28, ge=1)
+    max_frames: int = Field(default=100_000, ge=1)
+    max_bytes: int = Field(default=2**30, ge=1)
 
 
-def parse(content: bytes) -> Dataset:
-    """A Part 10 file as a dataset.
+@dataclass(frozen=True)
+class Description:
+    """What one accepted file contributes.
+
+    Attributes:
+        rows: a row a frame, see ``instance_rows``.
+        planes: where each frame lies in the patient; None where the file does not say.
+        notes: what was repaired.
+        treatments: (action of PS3.15 Table E.1-1, treatment) to how many elements.
+    """
+
+    rows: list[dict[str, Any]]
+    planes: list[Plane | None]
+    notes: frozenset[str] = frozenset()
+    treatments: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+def read_header(content: bytes, params: IngestParams) -> tuple[Parsed, PixelFormat]:
+    """A file's structure and what it says of its pixels; policy is not asked.
 
     Raises:
-        Refusal: empty_file, not_dicom, corrupt_structure, truncated.
+        Refusal: the file cannot be read.
     """
-    if not content:
-        raise Refusal("empty_file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote values
-            dataset = pydicom.dcmread(BytesIO(content))
-            # Before the first touch of an element, which converts it and forgets its place in the file.
-            if _is_cut(dataset, len(content)):
-                raise EOFError
-            for keyword in (*_REQUIRED, "NumberOfFrames"):
-                dataset.get(keyword)
-    except InvalidDicomError:
-        raise Refusal("not_dicom", "no DICM prefix at byte 128") from None
-    except (EOFError, struct.error):  # the second in the length of an element
-        raise Refusal("truncated", "the file ends inside an element") from None
-    except Exception as error:  # broken bytes surface as anything: zlib.error, LookupError, NotImplementedError ...
-        raise Refusal("corrupt_structure", type(error).__name__) from None
-    return dataset
+    parsed = parse_structure(content, params.max_bytes)
+    return parsed, pixel_format(parsed, params)
 
 
-def element_value(dataset: Dataset, keyword: str) -> Any:
-    """An element's value; None where there is none, or where its bytes are not what its VR says.
-
-    pydicom converts on first touch, and its warnings quote the value, which may be a patient's.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return dataset.get(keyword)
-    except Exception:  # as in ``parse``
-        return None
-
-
-def check_image(dataset: Dataset, params: IngestParams) -> None:
-    """Everything that can be known without decoding a pixel.
-
-    Raises:
-        Refusal: with the first reason that applies, in an order from "no image at all" to policy.
-    """
-    present = [keyword for keyword in _PIXEL_KEYWORDS if keyword in dataset]
-    if not present:
-        if "Rows" in dataset or "BitsAllocated" in dataset:
-            raise Refusal("no_pixel_data", "an image's header without pixel data")
-        raise Refusal("non_image_object")
-    # A patient number of blanks would make one patient of all who have it.
-    values = {keyword: element_value(dataset, keyword) for keyword in _REQUIRED}
-    missing = [keyword for keyword, value in values.items() if value is None or not str(value).strip("\0 ")]
-    if missing:
-        raise Refusal("missing_required_tag", " ".join(missing))
-    for keyword in ("SOPInstanceUID", "StudyInstanceUID"):
-        uid = str(element_value(dataset, keyword))
-        if len(uid) > 64 or not _UID.fullmatch(uid):
-            raise Refusal("unsafe_uid", keyword)
-    if present != ["PixelData"]:
-        raise Refusal("unsupported_pixel_layout", "float pixel data")
-    if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2") or dataset.SamplesPerPixel != 1:
-        raise Refusal("unsupported_photometric")
-    _check_layout(dataset, params)
-    _check_pixel_data(dataset)
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        _spacing(dataset, keyword)
-    image_type = element_value(dataset, "ImageType") or []
-    if params.localizer == "exclude" and "LOCALIZER" in image_type:
-        raise Refusal("localizer")
-    if params.burned_in_annotation == "exclude" and element_value(dataset, "BurnedInAnnotation") == "YES":
-        raise Refusal("burned_in_annotation")
-
-
-def instance_rows(dataset: Dataset, *, site: str, issuer: str, key: bytes) -> list[dict[str, Any]]:
-    """The facts that go on, a row a frame; columns of ``tables.Instances`` but for the source's.
+def describe(content: bytes, params: IngestParams, *, site: str, issuer: str, key: bytes) -> Description:
+    """Everything that goes on from a file.
 
     Args:
-        dataset: one that ``check_image`` passed.
+        content: the file.
+        params: what is policy.
+        site: the site's name.
+        issuer: who gave out the patient numbers; sites that share an issuer share patients.
+        key: the study's.
+
+    Raises:
+        Refusal: the file is not taken; a ``Quarantine`` where only a policy keeps it out.
+    """
+    parsed, fmt = read_header(content, params)
+    check_policy(parsed, fmt, params)
+    return Description(
+        instance_rows(parsed, fmt, site=site, issuer=issuer, key=key),
+        [_plane(parsed.main, frame, params, key) for frame in range(fmt.frames)],
+        file_notes(parsed, fmt),
+        count_treatments(parsed.tags, [*parsed.meta.elements, *parsed.main.elements]),
+    )
+
+
+def _plane(part: Part, frame: int, params: IngestParams, key: bytes) -> Plane | None:
+    """Where a frame lies; a malformed place counts as none where geometry is not to keep a file out."""
+    try:
+        plane = plane_of(part, frame)
+    except Quarantine:
+        if params.inconsistent_geometry == "quarantine":
+            raise
+        return None
+    if plane is None or not plane.stack:
+        return plane
+    # A stack is only ever compared: a number of a header that is used for something else goes no further.
+    return plane._replace(stack=deidentify.pseudonym(key, "stack", plane.stack))
+
+
+def file_notes(parsed: Parsed, fmt: PixelFormat) -> frozenset[str]:
+    """What was repaired in a file that can be read."""
+    passed_over = {"bad_character_set"} if patient_number(parsed.main)[1] else set()
+    return parsed.notes | fmt.notes | passed_over
+
+
+def pixel_format(parsed: Parsed, params: IngestParams) -> PixelFormat:
+    """What the header says of the pixels, checked as far as it can be without decoding one.
+
+    Raises:
+        Refusal: with the first reason that applies.
+    """
+    part = parsed.main
+    present = [keyword for keyword in _PIXEL_KEYWORDS if has(part, keyword)]
+    if not present:
+        if has(part, "Rows") or has(part, "BitsAllocated"):
+            raise Refusal("no_pixel_data", "an image's header without pixel data")
+        raise Refusal("non_image_object", "no pixels, and no header of an image")
+    if _lenient(text, part, "SOPClassUID", "") in (_SEGMENTATION, _RT_DOSE):
+        raise Refusal("non_image_object", "a segmentation or a dose: it annotates other images")
+    required = [*_ALWAYS_REQUIRED, *(_INTEGER_REQUIRED if present == ["PixelData"] else ())]
+    missing = [keyword for keyword in required if is_empty(part, keyword)]
+    if missing:
+        raise Refusal("missing_required_tag", " ".join(missing))
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        try:
+            uid = text(part, keyword)
+        except MalformedError:
+            raise Refusal("corrupt_structure", f"{keyword} is no text") from None
+        if (uid or keyword != "SeriesInstanceUID") and (len(uid) > 64 or not _UID.fullmatch(uid)):
+            raise Refusal("unsafe_uid", keyword)
+    if len(present) > 1:
+        raise Refusal("unsupported_pixel_layout", "pixel data of two kinds")
+    fmt = read_layout(parsed, present[0], max_pixels=params.max_pixels)
+    if fmt.frames > params.max_frames:
+        raise Refusal("decompression_bomb", f"{fmt.frames} frames, allowed {params.max_frames}")
+    return fmt
+
+
+def check_policy(parsed: Parsed, fmt: PixelFormat, params: IngestParams) -> None:
+    """What a policy keeps out although it can be read.
+
+    Raises:
+        Refusal: bad_character_set or invalid_spacing or invalid_rescale.
+        Quarantine: burned_in_annotation, localizer, unsafe_identifier, missing_preamble, missing_file_meta,
+            bad_character_set.
+    """
+    part = parsed.main
+    patient, _ = patient_number(part)
+    for frame in (0, fmt.frames - 1):
+        modality_transform(parsed, fmt, frame)
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        spacing(part, keyword)
+    if params.repaired == "quarantine":
+        for reason in ("missing_preamble", "missing_file_meta"):
+            if reason in parsed.notes:
+                raise Quarantine(reason, "repaired, and ingest.repaired asks for a person's decision")
+        if parsed.notes:
+            raise Quarantine("corrupt_structure", "repaired: " + " ".join(sorted(parsed.notes)))
+    if not patient and params.missing_patient_id == "quarantine":
+        raise Quarantine("missing_required_tag", "PatientID")
+    if not patient.isprintable() or len(patient) > 64:
+        raise Quarantine("unsafe_identifier", "PatientID has control characters or is longer than PS3.5 allows")
+    if patient and params.placeholder_patient_id == "quarantine" and _is_placeholder(patient):
+        raise Quarantine("unsafe_identifier", "PatientID is a placeholder, which would make one patient of all")
+    if params.localizer == "quarantine" and "LOCALIZER" in _lenient(texts, part, "ImageType", list[str]()):
+        raise Quarantine("localizer")
+    burned_in = _lenient(text, part, "BurnedInAnnotation", "")
+    if params.burned_in_annotation == "quarantine" and burned_in == "YES":
+        raise Quarantine("burned_in_annotation", "BurnedInAnnotation is YES")
+    capture = _SECONDARY_CAPTURE.fullmatch(_lenient(text, part, "SOPClassUID", ""))
+    if params.secondary_capture == "quarantine" and capture and burned_in != "NO":
+        raise Quarantine("burned_in_annotation", "a secondary capture that does not deny burnt-in text")
+    if params.recognizable_face == "quarantine" and _shows_face(part):
+        raise Quarantine("unsafe_identifier", "a face may be recognised: CT or MR of the head, or stated so")
+
+
+def patient_number(part: Part) -> tuple[str, bool]:
+    """PatientID in its character set, and whether that set had to be passed over.
+
+    Raises:
+        Quarantine: bad_character_set: it is not ASCII and its character set does not decode it.
+    """
+    try:
+        return decoded_text(part, "PatientID")
+    except MalformedError:
+        raise Quarantine("bad_character_set", "PatientID cannot be decoded by the stated character set") from None
+
+
+def spacing(part: Part, keyword: str) -> tuple[float, float] | None:
+    """(row, column) spacing in millimetres (PS3.3 10.7.1.3), None where the header has none.
+
+    Raises:
+        Refusal: invalid_spacing.
+    """
+    try:
+        values = numbers(part, keyword)
+    except MalformedError:
+        raise Refusal("invalid_spacing", keyword) from None
+    if not values:
+        return None
+    # From a nanometre to a kilometre: what is outside is no number of millimetres, and float32 would lose it.
+    if len(values) != 2 or not all(1e-6 <= value <= 1e6 for value in values):
+        raise Refusal("invalid_spacing", keyword)
+    return values[0], values[1]
+
+
+def instance_rows(parsed: Parsed, fmt: PixelFormat, *, site: str, issuer: str, key: bytes) -> list[dict[str, Any]]:
+    """The facts that go on, a row a frame; columns of ``tables.Instances`` but for the source's and the series'.
+
+    Args:
+        parsed: a file that ``pixel_format`` and ``check_policy`` passed.
+        fmt: its pixels.
         site: the site's name.
         issuer: who gave out the patient numbers; sites that share an issuer share patients.
         key: the study's.
     """
-
-    def text(keyword: str) -> str:
-        return str(element_value(dataset, keyword) or "")
-
-    patient_id = deidentify.pseudonym(key, "patient", issuer, text("PatientID").strip())
-    spacing = _spacing(dataset, "PixelSpacing") or _spacing(dataset, "ImagerPixelSpacing")
+    part = parsed.main
+    study, patient = text(part, "StudyInstanceUID"), patient_number(part)[0]
+    whose = ("patient", issuer, patient) if patient else ("patient of a study", study)
+    patient_id = deidentify.pseudonym(key, *whose)
+    series = _lenient(text, part, "SeriesInstanceUID", "")
+    imager = spacing(part, "ImagerPixelSpacing")
     row = {
         "patient_id": patient_id,
-        "study_id": deidentify.pseudonym(key, "study", text("StudyInstanceUID")),
-        "series_id": (
-            deidentify.pseudonym(key, "series", text("SeriesInstanceUID")) if text("SeriesInstanceUID") else None
-        ),
+        "study_id": deidentify.pseudonym(key, "study", study),
+        "series_id": deidentify.pseudonym(key, "series", series) if series else None,
         "site": site,
-        "modality": deidentify.in_vocabulary(text("Modality"), deidentify.MODALITIES),
-        "manufacturer": deidentify.in_vocabulary(text("Manufacturer"), deidentify.MANUFACTURERS),
-        "model": deidentify.in_vocabulary(text("ManufacturerModelName"), deidentify.MODELS),
-        "view_position": deidentify.in_vocabulary(text("ViewPosition"), deidentify.VIEW_POSITIONS),
-        "body_part": deidentify.in_vocabulary(text("BodyPartExamined"), deidentify.BODY_PARTS),
-        "sex": deidentify.sex(text("PatientSex")),
-        "age_years": deidentify.age_years(text("PatientAge"), text("PatientBirthDate"), text("StudyDate")),
-        "kvp": _number(dataset, "KVP"),
-        "rows": int(dataset.Rows),
-        "columns": int(dataset.Columns),
-        "bits_stored": int(dataset.BitsStored),
-        "photometric_interpretation": str(dataset.PhotometricInterpretation),
-        "transfer_syntax": str(dataset.file_meta.TransferSyntaxUID),
-        "row_spacing_mm": spacing[0] if spacing else None,
-        "column_spacing_mm": spacing[1] if spacing else None,
-        "day": deidentify.shifted_day(key, patient_id, text("StudyDate")),
+        "kvp": _kilovolts(part),
+        "imager_row_spacing_mm": imager[0] if imager else None,
+        "imager_column_spacing_mm": imager[1] if imager else None,
+        "day": deidentify.shifted_day(key, patient_id, _lenient(text, part, "StudyDate", "")),
+        **public_facts(parsed, fmt),
     }
-    uid = text("SOPInstanceUID")
-    return [
-        {**row, "frame": frame, "image_id": deidentify.pseudonym(key, "image", uid, str(frame))}
-        for frame in range(_frames(dataset))
-    ]
+    uid = text(part, "SOPInstanceUID")
+    rows = []
+    for frame in range(fmt.frames):
+        measures = _pixel_measures(part, frame)
+        pixel_spacing = spacing(measures, "PixelSpacing")
+        rows.append(
+            {
+                **row,
+                "frame": frame,
+                "image_id": deidentify.pseudonym(key, "image", uid, str(frame)),
+                "row_spacing_mm": pixel_spacing[0] if pixel_spacing else None,
+                "column_spacing_mm": pixel_spacing[1] if pixel_spacing else None,
+                "slice_thickness_mm": _length_mm(measures, "SliceThickness"),
+            }
+        )
+    return rows
 
 
-def _check_layout(dataset: Dataset, params: IngestParams) -> None:
-    allocated, stored, high = (_integer(dataset, k) for k in ("BitsAllocated", "BitsStored", "HighBit"))
-    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1:
-        raise Refusal("unsupported_pixel_layout", f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}")
-    if _integer(dataset, "PixelRepresentation") not in (0, 1):
-        raise Refusal("unsupported_pixel_layout", "PixelRepresentation is neither 0 nor 1")
-    rows, columns, frames = _integer(dataset, "Rows"), _integer(dataset, "Columns"), _frames(dataset)
-    if rows < 1 or columns < 1 or frames < 1:
-        raise Refusal("invalid_dimensions", f"{rows} rows, {columns} columns, {frames} frames")
-    if rows * columns * frames > params.max_pixels:
-        raise Refusal("decompression_bomb", f"{rows} x {columns} x {frames} pixels, allowed {params.max_pixels}")
+def public_facts(parsed: Parsed, fmt: PixelFormat) -> dict[str, Any]:
+    """Facts of a file that name nobody: terms of closed vocabularies, and what its pixels are like."""
+    part = parsed.main
+
+    def term(keyword: str, vocabulary: frozenset[str]) -> str | None:
+        return deidentify.in_vocabulary(_lenient(text, part, keyword, ""), vocabulary)
+
+    return {
+        "modality": term("Modality", deidentify.MODALITIES),
+        "manufacturer": term("Manufacturer", deidentify.MANUFACTURERS),
+        "model": term("ManufacturerModelName", deidentify.MODELS),
+        "view_position": term("ViewPosition", deidentify.VIEW_POSITIONS),
+        "body_part": term("BodyPartExamined", deidentify.BODY_PARTS),
+        "sex": deidentify.sex(_lenient(text, part, "PatientSex", "")),
+        "age_years": deidentify.age_years(
+            _lenient(text, part, "PatientAge", ""),
+            _lenient(text, part, "PatientBirthDate", ""),
+            _lenient(text, part, "StudyDate", ""),
+        ),
+        "laterality": deidentify.laterality(
+            _lenient(text, part, "ImageLaterality", "") or _lenient(text, part, "Laterality", "")
+        ),
+        "rows": fmt.rows,
+        "columns": fmt.columns,
+        "bits_stored": fmt.bits_stored,
+        "samples_per_pixel": fmt.samples,
+        "photometric_interpretation": fmt.photometric,
+        "transfer_syntax": str(fmt.transfer_syntax),
+        "sop_class_uid": deidentify.registered_uid(text(part, "SOPClassUID")),
+        "lossy": {"01": True, "00": False}.get(_lenient(text, part, "LossyImageCompression", "")),
+    }
 
 
-def _check_pixel_data(dataset: Dataset) -> None:
-    name = str(element_value(dataset.file_meta, "TransferSyntaxUID"))
-    if not _UID.fullmatch(name):
-        raise Refusal("unsupported_transfer_syntax")
-    syntax = UID(name)
-    try:
-        supported = get_decoder(syntax).is_available if syntax.is_encapsulated else True
-    except (NotImplementedError, ValueError):  # not a transfer syntax, or one without a decoder
-        supported = False
-    if not supported:
-        raise Refusal("unsupported_transfer_syntax")
-    if not isinstance(element_value(dataset, "PixelData"), bytes):
-        raise Refusal("corrupt_structure", "PixelData holds no bytes")
-    length = len(dataset.PixelData)
-    if syntax.is_encapsulated:
-        _check_fragments(dataset)
-        return
-    expected = int(dataset.Rows) * int(dataset.Columns) * _frames(dataset) * int(dataset.BitsAllocated) // 8
-    if length < expected:
-        raise Refusal("truncated", f"pixel data of {length} bytes, expected {expected}")
-    if length > expected + expected % 2:
-        raise Refusal("pixel_length_mismatch", f"pixel data of {length} bytes, expected {expected}")
+def _pixel_measures(part: Part, frame: int) -> Part:
+    """Where Pixel Spacing and Slice Thickness stand: in the frame's functional groups (PS3.3 C.7.6.16), or on top."""
+    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        found = items(part, groups)
+        if index < len(found):
+            measures = items(found[index], "PixelMeasuresSequence")
+            if measures:
+                return measures[0]
+    return part
 
 
-def _check_fragments(dataset: Dataset) -> None:
-    """Encapsulated pixel data (PS3.5 A.4): the items can be walked, and there is at least one a frame."""
-    try:
-        buffer = BytesIO(dataset.PixelData)
-        items, _ = parse_fragments(buffer)
-    except (ValueError, EOFError, OSError) as error:
-        raise Refusal("truncated", f"encapsulated pixel data: {type(error).__name__}") from None
-    if items - 1 < _frames(dataset):  # the first item is the offset table
-        raise Refusal("truncated", f"{max(items - 1, 0)} fragments for {_frames(dataset)} frames")
+def _kilovolts(part: Part) -> float | None:
+    """KVP where it can be one: X-ray tubes have up to some hundred; a number of somebody stands in any field."""
+    value = _lenient(number, part, "KVP", None)
+    return value if value is not None and 0 < value <= 1000 else None
 
 
-def _is_cut(dataset: Dataset, size_bytes: int) -> bool:
-    """Whether a file without pixel data ends elsewhere than its last element; those with are checked by length.
+def _length_mm(part: Part, keyword: str) -> float | None:
+    value = _lenient(number, part, keyword, None)
+    return value if value is not None and 1e-6 <= value <= 1e6 else None
 
-    Where the file ends in an element's header pydicom drops that element, in its value it shortens it, silently.
-    """
-    if any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
-        return False
-    if not len(dataset):
+
+def _is_placeholder(patient: str) -> bool:
+    """A word that stands for nobody, or one repeated digit."""
+    cleaned = re.sub(r"[^a-z0-9/]", "", patient.lower())
+    return cleaned in _PLACEHOLDERS or (len(set(cleaned)) <= 1 and set(cleaned) <= set("0x"))
+
+
+def _shows_face(part: Part) -> bool:
+    if _lenient(text, part, "RecognizableVisualFeatures", "") == "YES":
         return True
-    last = dataset.get_item(max(dataset.keys()))
-    if (
-        not isinstance(last, RawDataElement)
-        or last.length == 0xFFFFFFFF
-        or element_value(dataset.file_meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    ):
-        return False  # positions say nothing here
-    return bool(last.value_tell + last.length != size_bytes)
+    body_part = re.sub(r"[^a-z]", "", _lenient(text, part, "BodyPartExamined", "").lower())
+    return _lenient(text, part, "Modality", "") in ("CT", "MR") and body_part in _HEAD
 
 
-def _frames(dataset: Dataset) -> int:
-    return 1 if element_value(dataset, "NumberOfFrames") in (None, "") else _integer(dataset, "NumberOfFrames")
-
-
-def _integer(dataset: Dataset, keyword: str) -> int:
+def _lenient(read: Callable[[Part, str], T], part: Part, keyword: str, default: T) -> T:
+    """What nothing hangs on: a malformed value counts as none."""
     try:
-        return int(element_value(dataset, keyword))
-    except (TypeError, ValueError):
-        raise Refusal("corrupt_structure", f"{keyword} is no whole number") from None
-
-
-def _spacing(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
-    """(row, column) spacing in millimetres (PS3.3 10.7.1.3), None where the header has none."""
-    if keyword not in dataset or dataset.get_item(keyword).value in (None, "", b""):
-        return None
-    try:
-        row, column = (float(number) for number in element_value(dataset, keyword))
-    except (TypeError, ValueError):
-        raise Refusal("invalid_spacing", keyword) from None
-    # From a nanometre to a kilometre: what is outside is no number of millimetres, and float32 would lose it.
-    if not all(1e-6 <= spacing <= 1e6 for spacing in (row, column)):
-        raise Refusal("invalid_spacing", keyword)
-    return row, column
-
-
-def _number(dataset: Dataset, keyword: str) -> float | None:
-    try:
-        number = float(element_value(dataset, keyword))
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None
+        return read(part, keyword)
+    except MalformedError:
+        return default

@@ -9,7 +9,10 @@ class Refusal(Exception):  # noqa: N818 - an outcome, not an error
     Attributes:
         reason: one of the closed list in ``pipeline.tables``.
         detail: what was seen, quoting no value of the header.
+        outcome: "rejected", or "quarantined" where the file can be read and a person or a policy must decide.
     """
+
+    outcome = "rejected"
 
     def __init__(self, reason: str, detail: str = "") -> None:
         if reason not in FILE_REASONS | IMAGE_REASONS:
@@ -20,4 +23,10 @@ class Refusal(Exception):  # noqa: N818 - an outcome, not an error
 
     def __reduce__(self) -> tuple[type["Refusal"], tuple[str, str]]:
         """Exceptions with two arguments do not pickle by themselves; workers must hand this one back."""
-        return Refusal, (self.reason, self.detail)
+        return type(self), (self.reason, self.detail)
+
+
+class Quarantine(Refusal):
+    """A readable file that a policy keeps out until a person decides."""
+
+    outcome = "quarantined"

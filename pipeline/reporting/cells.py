@@ -20,11 +20,11 @@ def join_key(parts: Iterable[Any]) -> str:
 
 
 def number(value: float, decimals: int = 2, signed: bool = False) -> str:
-    """A number with a true minus; what would round to zero without being zero gets up to four decimals."""
-    while decimals < 4 and value != 0 and float(f"{value:.{decimals}f}") == 0:
-        decimals += 1
-    text = f"{value:+.{decimals}f}" if signed and value != 0 else f"{value:.{decimals}f}"
-    return text.replace("-", MINUS)
+    """A number with a true minus; what would round to zero gets up to four decimals, and is 0 if they are 0 too."""
+    enough = next((more for more in range(decimals, 5) if float(f"{value:.{more}f}") != 0), None)
+    if enough is None:
+        return f"{0:.{decimals}f}"
+    return f"{value:{'+' if signed else ''}.{enough}f}".replace("-", MINUS)
 
 
 def is_small(value: Any, min_cell: int) -> bool:

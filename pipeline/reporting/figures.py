@@ -385,7 +385,7 @@ def flow_lines(study: Study, site: str) -> list[tuple[str, Row]]:
         (
             STEPS.get(row["stage"], f"After {label(row['stage'])}")
             if row["kind"] == "remaining"
-            else label(row["reason"]) or "no reason recorded",
+            else label(row["reason"]),
             row,
         )
         for row in rows

@@ -56,6 +56,8 @@ CONTRACTS: dict[str, type[tables.Table]] = {
     "composition": tables.Composition,
     "leakage": tables.Leakage,
     "issues": tables.LabelIssues,
+    "notes": tables.Notes,
+    "deidentification": tables.Deidentification,
 }
 
 Row = Mapping[str, Any]
@@ -190,6 +192,11 @@ class Study:
     def sites(self) -> tuple[str, ...]:
         """All sites, home first."""
         return self.sources + self.targets
+
+    @cached_property
+    def treatments(self) -> list[tuple[str, str]]:
+        """The actions and treatments that headers' elements met, each pair once."""
+        return sorted({(row["action"], row["treatment"]) for _, row in self.rows("deidentification")})
 
     @cached_property
     def findings(self) -> list[str]:

@@ -1,24 +1,29 @@
 """Decode one site's images once and write the arrays a network trains on: VOI, polarity, padding, geometry."""
 
 import hashlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from pydantic import Field
 
 from pipeline import cli
-from pipeline.datasets.inventory import identify
+from pipeline.datasets.common import Source
+from pipeline.datasets.inventory import identify, read_regular
 from pipeline.datasets.registry import load_adapter, load_site
+from pipeline.dicom.headers import IngestParams
 from pipeline.dicom.pixels import describe_voi
 from pipeline.dicom.refusal import Refusal
-from pipeline.errors import PipelineError, defect
+from pipeline.errors import PipelineError, where_it_arose
 from pipeline.executor import ordered_map
 from pipeline.imaging.geometry import fit_square
-from pipeline.imaging.intensity import NAMED_WINDOWS, Voi, Window, display_grey
+from pipeline.imaging.intensity import NAMED_WINDOWS, ModalityImage, Voi, Window, display_grey
 from pipeline.imaging.store import INDEX_FILE, write_images
 from pipeline.key import load_key
 from pipeline.params import StrictParams, check_versions, load_params
@@ -64,7 +69,8 @@ class Task:
 
     adapter: str
     source_id: str
-    path: Any
+    source: Source
+    policy: IngestParams
     frames: tuple[Frame, ...]
     size_px: int
     voi: Voi | None
@@ -76,25 +82,35 @@ class Made:
 
     row: dict[str, Any]
     pixels: npt.NDArray[np.uint8] | None
-    refusal: Refusal | None = None
+    refusal: tuple[str, str, str] | None = None  # outcome, reason, detail
 
 
 def make_images(task: Task) -> list[Made]:
-    """All images of one file; a file is used whole or not at all."""
+    """All images of one file; a file is used whole or not at all.
+
+    An unexpected error is a refusal with outcome "defect" and the line where it arose: it costs this file alone.
+    """
     try:
-        content = task.path.read_bytes()
-        return [_make(task, content, frame) for frame in task.frames]
+        content = read_regular(task.source, task.policy.max_bytes)
+        numbers = [frame.frame for frame in task.frames]
+        images = load_adapter(task.adapter).read_images(content, numbers, task.policy)
+        return [_make(task, image, frame) for frame, image in zip(task.frames, images, strict=True)]
     except OSError as error:
-        refusal = Refusal("unreadable", type(error).__name__)
+        refusal = ("rejected", "unreadable", type(error).__name__)
     except Refusal as refused:
-        refusal = refused
+        refusal = (refused.outcome, refused.reason, refused.detail)
     except Exception as error:
-        raise defect("preprocessing", task.source_id, error) from None
+        refusal = ("defect", "defect", f"{type(error).__name__} at {where_it_arose(error)}")
     return [Made({}, None, refusal)]
 
 
-def _make(task: Task, content: bytes, frame: Frame) -> Made:
-    image = load_adapter(task.adapter).read_image(content, frame.frame)
+def decoder_died(task: Task) -> list[Made]:
+    """A file whose decoder took its process down, twice."""
+    del task
+    return [Made({}, None, ("rejected", "decode_error", "the decoder crashed"))]
+
+
+def _make(task: Task, image: ModalityImage, frame: Frame) -> Made:
     grey, voi = display_grey(image, task.voi)
     square, placement = fit_square(grey, task.size_px, frame.row_to_column_spacing)
     name, center, width = describe_voi(voi)
@@ -122,8 +138,12 @@ def main() -> None:
     adapter, site = load_site(args.site, args.params)
     sources = identify(adapter, site, args.site, args.params.parent, key)
     instances = read_table(Instances, args.ingest / "instances.parquet")
-    tasks = _tasks(instances, sources, site.adapter, params)
-    results = ordered_map(make_images, tasks, description=f"preprocess {args.site}", workers=args.workers)
+    policy = load_params(IngestParams, "ingest", args.params)
+    tasks = _tasks(instances, sources, site.adapter, policy, params)
+    results = ordered_map(
+        make_images, tasks, description=f"preprocess {args.site}", name_of=attrgetter("source_id"), isolate=True,
+        on_death=decoder_died, workers=args.workers,
+    )  # fmt: skip
     rows: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
 
@@ -131,8 +151,11 @@ def main() -> None:
         for task, made in zip(tasks, results, strict=True):
             for image in made:
                 if image.refusal is not None:
-                    reason, detail = image.refusal.reason, image.refusal.detail
-                    refused.append({"source_id": task.source_id, "reason": reason, "detail": detail})
+                    outcome, reason, detail = image.refusal
+                    row = {"source_id": task.source_id, "outcome": outcome, "reason": reason, "detail": detail}
+                    refused.append(row)
+                    if outcome == "defect":
+                        print(f"DEFECT over source {task.source_id}: {detail}; please report it", file=sys.stderr)
                 elif image.pixels is not None:
                     rows.append({**image.row, "array_index": len(rows)})
                     yield image.pixels
@@ -146,24 +169,29 @@ def main() -> None:
     print(f"{args.site}: {len(rows)} images of {params.size_px} px, {len(refused)} files excluded")
 
 
-def _tasks(instances: Any, sources: Any, adapter: str, params: PreprocessParams) -> list[Task]:
+def _tasks(
+    instances: pd.DataFrame, sources: Mapping[str, Source], adapter: str, policy: IngestParams, params: PreprocessParams
+) -> list[Task]:
     ordered = instances.sort_values(["source_id", "frame"])
-    rows = ordered[["source_id", "image_id", "frame", "row_spacing_mm", "column_spacing_mm"]].to_dict("records")
+    columns = ["row_spacing_mm", "column_spacing_mm", "imager_row_spacing_mm", "imager_column_spacing_mm"]
+    rows = ordered[["source_id", "image_id", "frame", *columns]].to_dict("records")
     tasks = []
     for source_id, group in groupby(rows, key=lambda row: row["source_id"]):
         if source_id not in sources:
             raise PipelineError("the raw folder has changed since ingest; run `dvc repro` from ingest on")
         frames = tuple(
-            Frame(row["image_id"], int(row["frame"]), _ratio(row["row_spacing_mm"], row["column_spacing_mm"]))
-            for row in group
+            Frame(row["image_id"], int(row["frame"]), _aspect(*(row[column] for column in columns))) for row in group
         )
-        tasks.append(Task(adapter, source_id, sources[source_id].path, frames, params.size_px, params.chosen_voi()))
+        tasks.append(Task(adapter, source_id, sources[source_id], policy, frames, params.size_px, params.chosen_voi()))
     return tasks
 
 
-def _ratio(row_spacing_mm: float, column_spacing_mm: float) -> float:
-    known = np.isfinite(row_spacing_mm) and np.isfinite(column_spacing_mm)
-    return float(row_spacing_mm / column_spacing_mm) if known else 1.0
+def _aspect(row_mm: float, column_mm: float, imager_row_mm: float, imager_column_mm: float) -> float:
+    """Row over column spacing: in the patient, else at the detector, else square pixels."""
+    for row, column in ((row_mm, column_mm), (imager_row_mm, imager_column_mm)):
+        if np.isfinite(row) and np.isfinite(column):
+            return float(row / column)
+    return 1.0
 
 
 if __name__ == "__main__":

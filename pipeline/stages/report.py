@@ -19,6 +19,7 @@ from pipeline.tables import (
     Calibration,
     Composition,
     Curves,
+    Deidentification,
     Flow,
     Images,
     Instances,
@@ -26,6 +27,7 @@ from pipeline.tables import (
     Labels,
     Leakage,
     Metrics,
+    Notes,
     Runs,
     Splits,
     Table,
@@ -139,8 +141,13 @@ def main() -> None:
     findings = sorted(frames["metrics"]["finding"].unique())
     samples: dict[str, list[SiteSamples]] = {finding: [] for finding in findings} if params.images else {}
     issues, devices = [], {}
+    notes, treatments = [], []
     for site in sides.sites:
         devices[site] = describe(read(Instances, f"{site}: instances", args.ingest / site / "instances.parquet"))
+        notes.append(read(Notes, f"{site}: notes", args.ingest / site / "notes.parquet"))
+        treatments.append(
+            read(Deidentification, f"{site}: deidentification", args.ingest / site / "deidentification.parquet")
+        )
         labels = read(Labels, f"{site}: labels", args.labels / site / "labels.parquet")
         issues.append(read(LabelIssues, f"{site}: label issues", args.labels / site / "issues.parquet"))
         index = read(Images, f"{site}: images", args.images / site / INDEX_FILE)
@@ -155,7 +162,12 @@ def main() -> None:
         sources=tuple(sides.source),
         targets=tuple(sides.target),
         min_cell=params.min_cell,
-        frames={**frames, "issues": make_table(LabelIssues, pd.concat(issues, ignore_index=True))},
+        frames={
+            **frames,
+            "issues": make_table(LabelIssues, pd.concat(issues, ignore_index=True)),
+            "notes": make_table(Notes, pd.concat(notes, ignore_index=True)),
+            "deidentification": make_table(Deidentification, pd.concat(treatments, ignore_index=True)),
+        },
         devices=devices,
         params_yaml=canonical_yaml(tree),
         versions={str(name): str(version) for name, version in tree.get("versions", {}).items()},

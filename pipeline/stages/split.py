@@ -61,7 +61,10 @@ def excluded_files(made: pd.DataFrame, splits: pd.DataFrame, lost: dict[str, pd.
     """
     used = set(made.loc[made["image_id"].isin(splits["image_id"]), "source_id"])
     rows = pd.concat(
-        [frame[["source_id", "site"]].assign(stage="split", reason=reason) for reason, frame in lost.items()]
+        [
+            frame[["source_id", "site"]].assign(stage="split", outcome="unused", reason=reason)
+            for reason, frame in lost.items()
+        ]
     )
     return make_table(Exclusions, rows[~rows["source_id"].isin(used)].drop_duplicates("source_id"))
 

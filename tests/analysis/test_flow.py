@@ -11,8 +11,12 @@ INSTANCES = pd.DataFrame(
     columns=["image_id", "source_id", "patient_id"],
 ).assign(site="north")
 EXCLUSIONS = pd.DataFrame(
-    [("s9", "ingest", "truncated"), ("s2", "preprocess", "decode_error"), ("s4", "split", "missing_label")],
-    columns=["source_id", "stage", "reason"],
+    [
+        ("s9", "ingest", "quarantined", "localizer"),
+        ("s2", "preprocess", "rejected", "decode_error"),
+        ("s4", "split", "unused", "missing_label"),
+    ],
+    columns=["source_id", "stage", "outcome", "reason"],
 ).assign(site="north")
 SPLITS = pd.DataFrame(
     [("i1", "p1", "train"), ("i2", "p1", "train"), ("i4", "p3", "id_val")], columns=["image_id", "patient_id", "split"]
@@ -27,11 +31,11 @@ def test_by_hand():
     assert remaining.loc["ingest"].tolist() == [4, 5, 3]
     assert remaining.loc["preprocess"].tolist() == [3, 4, 2]
     assert remaining.loc["split"].tolist() == [2, 3, 2]
-    excluded = flow[flow["kind"] == "excluded"].set_index("reason")[counts]
-    assert excluded.loc["truncated", "num_files"] == 1
-    assert pd.isna(excluded.loc["truncated", "num_images"])
-    assert excluded.loc["decode_error"].tolist() == [1, 1, 1]
-    assert excluded.loc["missing_label"].tolist() == [1, 1, 1]
+    excluded = flow[flow["kind"] != "remaining"].set_index(["kind", "reason"])[counts]
+    assert excluded.loc[("quarantined", "localizer"), "num_files"] == 1
+    assert pd.isna(excluded.loc[("quarantined", "localizer"), "num_images"])
+    assert excluded.loc[("rejected", "decode_error")].tolist() == [1, 1, 1]
+    assert excluded.loc[("unused", "missing_label")].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("found", [4, 6])

@@ -35,7 +35,7 @@ GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
 def describe(content, max_pixels=10**6, **facts):
     source = Source("a.png", None, {**FACTS, **facts})
     policy = IngestParams(max_pixels=max_pixels)
-    return adapter.describe(source, content, site="ap", issuer="nih", key=KEY, policy=policy)
+    return adapter.describe(source, content, site="ap", issuer="nih", key=KEY, policy=policy).rows
 
 
 def test_facts_hold_no_number_of_the_patient():
@@ -85,10 +85,10 @@ def test_no_patient_is_refused():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_grey_values_as_they_stand(channels):
     image = GREY if channels == 1 else np.dstack([GREY] * 3 + [np.full_like(GREY, 255)] * (channels - 3))
-    read = adapter.read_image(png(image), 0)
+    (read,) = adapter.read_images(png(image), [0], IngestParams())
     np.testing.assert_array_equal(read.values, GREY)
     with pytest.raises(Refusal):
-        adapter.read_image(png(image), 1)
+        list(adapter.read_images(png(image), [1], IngestParams()))
 
 
 def test_labels_and_views(tmp_path):

@@ -1,7 +1,5 @@
 """The adapter of a folder with a CSV: which files it lists, how it reads cells, what it says of bad label files."""
 
-import os
-
 import pytest
 
 from pipeline.datasets import dicom_folder as adapter
@@ -26,21 +24,6 @@ def site(**labels):
 def read(tmp_path, text, **labels):
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
     return [(row.target, row.labels["opacity"], row.issues) for row in adapter.read_labels(site(**labels), tmp_path)]
-
-
-def test_lists_files_in_a_fixed_order_and_no_pipes_or_links_outside(tmp_path):
-    raw = tmp_path / "raw"
-    for name in ("b/2", "a/1", "b/1.dcm", ".hidden"):
-        (raw / name).parent.mkdir(parents=True, exist_ok=True)
-        (raw / name).write_text("x")
-    (tmp_path / "secret").write_text("x")
-    (raw / "outside").symlink_to(tmp_path / "secret")
-    (raw / "dangling").symlink_to(tmp_path / "nothing")
-    (raw / "loop").symlink_to(raw)
-    (raw / "inside").symlink_to(raw / "a/1")
-    os.mkfifo(raw / "pipe")
-    listed = [source.relative for source in adapter.list_sources(site(), tmp_path)]
-    assert listed == [".hidden", "inside", "a/1", "b/1.dcm", "b/2"]
 
 
 def test_missing_root(tmp_path):

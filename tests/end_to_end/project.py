@@ -48,7 +48,7 @@ class Project:
         shutil.copytree(
             ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__", "dvc.lock")
         )
-        for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+        for name in ("dvc.yaml", ".dvcignore", "params.yaml", "withdrawn.txt"):
             shutil.copy(ROOT / name, folder / name)
         (folder / ".dvc").mkdir()
         (folder / ".dvc/config").write_text(

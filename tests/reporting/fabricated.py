@@ -155,6 +155,9 @@ def _family(rows: dict[str, list[Any]], rng: Any, backbone: str, method: str, ga
                 )  # fmt: skip
 
 
+OUTCOME_OF = {"localizer": "quarantined", "missing_label": "unused", "patient_in_source": "unused"}
+
+
 def _who() -> dict[str, pd.DataFrame]:
     flow: list[dict[str, Any]] = []
     composition: list[dict[str, Any]] = []
@@ -167,7 +170,8 @@ def _who() -> dict[str, pd.DataFrame]:
             "split": {"missing_label": 44, "patient_in_source": 4} if files > 100 else {"missing_label": 2},
         }
         for step, (stage, losses) in enumerate(steps.items(), start=1):
-            flow += [_flow(site, step, stage, "excluded", reason, number) for reason, number in losses.items()]
+            for reason, number in losses.items():
+                flow.append(_flow(site, step, stage, OUTCOME_OF.get(reason, "rejected"), reason, number))
             left -= sum(losses.values())
             flow.append(_flow(site, step, stage, "remaining", "", left))
         splits = ("train", "id_val", "id_test") if site in SOURCES else ("target_adapt", "ood_test")
@@ -193,7 +197,16 @@ def _who() -> dict[str, pd.DataFrame]:
     ]
     names = ("check", "description", "count", "must_be_zero")
     issues = [{"site": "north", "issue": "duplicate_row", "count": 23}]
+    notes = [{"site": "north", "note": "missing_preamble", "num_files": 14}]
+    treatments = [
+        {"site": site, "action": action, "treatment": treatment, "num_elements": 1000 + number, "num_files": 700}
+        for site in SOURCES + TARGETS
+        for number, (action, treatment) in enumerate([("X", "removed"), ("Z/D", "replaced"), ("not_listed", "kept")])
+        if (site, action) != ("north", "Z/D")
+    ]
     return {
+        "notes": tables.make_table(tables.Notes, notes),
+        "deidentification": tables.make_table(tables.Deidentification, treatments),
         "flow": tables.make_table(tables.Flow, flow),
         "composition": tables.make_table(tables.Composition, composition),
         "leakage": tables.make_table(tables.Leakage, [dict(zip(names, check, strict=True)) for check in checks]),

@@ -12,10 +12,12 @@ from pipeline.tables import (
     Calibration,
     Composition,
     Curves,
+    Deidentification,
     Flow,
     LabelIssues,
     Leakage,
     Metrics,
+    Notes,
     Runs,
     Table,
     Thresholds,
@@ -31,6 +33,8 @@ CONTRACTS: dict[str, type[Table]] = {
     "composition": Composition,
     "leakage": Leakage,
     "issues": LabelIssues,
+    "notes": Notes,
+    "deidentification": Deidentification,
 }
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 UNSEEN = {"style", "script", "title"}

@@ -98,7 +98,7 @@ class TestNumbers:
             (0.05, True, "+0.05"),
             (0.003, True, "+0.003"),
             (0.0, True, "0.00"),
-            (-0.00001, True, "−0.0000"),
+            (-0.00001, True, "0.00"),
         ],
     )
     def test_number(self, value: float, signed: bool, text: str):

@@ -43,6 +43,8 @@ def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         labels = [{"image_id": i, "finding": fabricated.FINDING, "label": n % 2} for n, i in enumerate(ids)]
         tables.write_table(tables.Labels, labels, tmp_path / "labels" / site / "labels.parquet")
         tables.write_table(tables.LabelIssues, [], tmp_path / "labels" / site / "issues.parquet")
+        tables.write_table(tables.Notes, [], tmp_path / "ingest" / site / "notes.parquet")
+        tables.write_table(tables.Deidentification, [], tmp_path / "ingest" / site / "deidentification.parquet")
         index = [{"image_id": i, "array_index": n, "voi": "none", "inverted": False} for n, i in enumerate(ids)]
         if "pixels_sha256" in tables.Images.columns:
             index = [{**row, "pixels_sha256": "a"} for row in index]

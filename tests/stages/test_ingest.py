@@ -1,10 +1,16 @@
 """Every file of the manifest ends as instances or as one exclusion, and no identifier goes on."""
 
+import os
+import re
+import shutil
+import signal
+
 import pandas as pd
 import pytest
 from minimal import content, dataset
 from stages.study import NAME, NUMBER, SECRETS, picture
 
+from pipeline.dicom import headers
 from pipeline.errors import PipelineError
 from pipeline.stages import ingest
 from pipeline.tables import Exclusions, Instances, Manifest, read_table
@@ -62,6 +68,37 @@ def test_bytes_hang_neither_on_workers_nor_on_the_order_of_files(study, tmp_path
     assert other.fill(reverse=True).all(workers=2).outputs() == first
 
 
+def test_a_dask_cluster_changes_no_byte_even_when_a_worker_is_killed(study, monkeypatch):
+    """Two real workers, one of which is killed while files are read."""
+    from distributed import LocalCluster
+
+    def bytes_of(folder):
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+    study.fill(40).inventory()
+    study.put("north", "note.txt", b"no DICOM" * 99)
+    study.inventory()
+    local = bytes_of(study.ingest("north")), bytes_of(study.preprocess("north"))
+    shutil.rmtree(study.folder / ".checkpoints")
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=60
+    ) as cluster:
+        monkeypatch.setenv("PIPELINE_SCHEDULER", cluster.scheduler_address)
+        victim = next(iter(cluster.workers.values())).pid
+        real, read = ingest.Scratch.put, []
+
+        def put(self, *arguments):
+            read.append(1)
+            if len(read) == 5:
+                os.kill(victim, signal.SIGKILL)
+            real(self, *arguments)
+
+        monkeypatch.setattr(ingest.Scratch, "put", put)
+        clustered = bytes_of(study.ingest("north")), bytes_of(study.preprocess("north"))
+    assert len(read) == 41
+    assert clustered == local
+
+
 def test_no_usable_file(study):
     study.put("north", "a", b"")
     study.put("north", "b", b"x" * 500)
@@ -103,33 +140,141 @@ def test_numeric_site(study):
         study.inventory()
 
 
-def test_defect_names_pseudonym_and_line_only(study, monkeypatch):
+def test_a_defect_costs_its_file_alone_and_is_told(study, monkeypatch, capsys):
     study.fill(2).inventory()
+    real, calls = headers.describe, []
 
-    def broken(*arguments, **options):
-        raise ZeroDivisionError(f"{NAME} {NUMBER}")
+    def broken(content, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError(f"{NAME} {NUMBER}")
+        return real(content, *arguments, **options)
 
-    monkeypatch.setattr("pipeline.datasets.dicom_folder.describe", broken)
-    with pytest.raises(
-        PipelineError, match=r"defect while reading source [0-9a-f]{32}: ZeroDivisionError at"
-    ) as raised:
-        study.ingest("north")
-    assert not any(secret in str(raised.value) for secret in SECRETS)
-    assert raised.value.__suppress_context__
-
-
-def test_unreadable_file_is_an_exclusion(tmp_path):
-    source = ingest.Source("x", tmp_path)  # a folder cannot be read
-    task = ingest.Task("dicom_folder", "s", source, "north", "north", b"k", ingest.IngestParams())
-    assert ingest.read_source(task).refusal.reason == "unreadable"
+    monkeypatch.setattr("pipeline.dicom.headers.describe", broken)
+    instances, exclusions = tables(study.ingest("north"))
+    assert len(instances) == 1
+    (row,) = exclusions.to_dict("records")
+    assert (row["outcome"], row["reason"]) == ("defect", "defect")
+    assert re.fullmatch(r"ZeroDivisionError at test_ingest.py:\d+", row["detail"])
+    assert re.search(r"DEFECT over source [0-9a-f]{32}: ZeroDivisionError at .*; please report it", study.told)
+    assert not any(secret in study.told for secret in SECRETS)
+    # It is not kept as the file's outcome: the next run looks at the file again.
+    instances, exclusions = tables(study.ingest("north"))
+    assert (len(instances), len(exclusions), len(calls)) == (2, 0, 3)
 
 
 def test_frames_of_a_copy_go_together():
-    rows = [{"image_id": f"i{frame}", "source_id": source, "source_hmac": "h"} for source in "ba" for frame in (0, 1)]
-    kept, refused, copies = ingest.settle_duplicates(rows)
-    assert {row["source_id"] for row in kept} == {"a"}
+    refused, copies = ingest.settle_duplicates({f"i{frame}": {"b": "h", "a": "h"} for frame in (0, 1)})
     assert list(refused) == ["b"]
+    assert refused["b"].outcome == "rejected"
     assert copies == {"b": "a"}
+
+
+def test_files_that_contradict_each_other_wait_for_a_person():
+    refused, copies = ingest.settle_duplicates({"i": {"b": "h", "a": "g", "c": "h"}})
+    assert {name: refusal.outcome for name, refusal in refused.items()} == dict.fromkeys("abc", "quarantined")
+    assert copies == {}
+
+
+def test_only_what_changed_is_read_again(study, monkeypatch):
+    study.fill(5).inventory()
+    read = []
+    real = ingest.read_source
+    monkeypatch.setattr(ingest, "read_source", lambda task: read.append(task.source_id) or real(task))
+    first = study.ingest("north")
+    assert len(read) == 5
+    whole = {path.name: path.read_bytes() for path in first.iterdir()}
+    read.clear()
+    study.ingest("north")
+    assert read == []
+    study.put("north", f"{NAME}_03.dcm", picture("north", 3, KVP="77"))
+    assert len(list((study.folder / "raw/north").iterdir())) == 5
+    study.inventory()
+    again = study.ingest("north")
+    assert len(read) == 1
+    resumed = {path.name: path.read_bytes() for path in again.iterdir()}
+    assert resumed["instances.parquet"] != whole["instances.parquet"]
+    shutil.rmtree(study.folder / ".checkpoints")
+    fresh = study.ingest("north")
+    assert {path.name: path.read_bytes() for path in fresh.iterdir()} == resumed
+
+
+def test_an_interrupted_run_goes_on(study, monkeypatch):
+    study.fill(6).inventory()
+    read = []
+    real = ingest.read_source
+
+    def dies(task):
+        if len(read) == 4:
+            raise KeyboardInterrupt
+        read.append(task.source_id)
+        return real(task)
+
+    monkeypatch.setattr(ingest, "read_source", dies)
+    with pytest.raises(KeyboardInterrupt):
+        study.ingest("north")
+    monkeypatch.setattr(ingest, "read_source", lambda task: read.append(task.source_id) or real(task))
+    instances, _ = tables(study.ingest("north"))
+    assert len(instances) == 6
+    assert len(read) == 6
+
+
+def test_a_file_that_changed_behind_the_manifest(study):
+    study.fill(2).inventory()
+    name = next((study.folder / "raw/north").iterdir())
+    name.write_bytes(name.read_bytes() + bytes(2))
+    with pytest.raises(PipelineError, match=r"1 files are not what the manifest says.*commands.inventory"):
+        study.ingest("north")
+
+
+def test_a_withdrawn_patients_new_file_stays_out(study):
+    study.fill(3).inventory()
+    instances, _ = tables(study.ingest("north"))
+    patient = instances["patient_id"].iloc[0]
+    (study.folder / "withdrawn.txt").write_text(f"patient {patient}\n")
+    instances, exclusions = tables(study.ingest("north"))
+    assert patient not in set(instances["patient_id"])
+    assert set(exclusions["reason"]) == {"patient_withdrawn"}
+    assert set(exclusions["outcome"]) == {"unused"}
+
+
+def slice_file(number, z, **elements):
+    return content(
+        dataset(
+            SOPInstanceUID=f"2.25.9{number}", SeriesInstanceUID="2.25.5", PatientID="P5", Modality="CT",
+            InstanceNumber=number, ImagePositionPatient=[0, 0, z], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            PixelSpacing=[1, 1], **elements,
+        )
+    )  # fmt: skip
+
+
+def test_slices_are_ordered_by_position(study):
+    study.params["sites"] = {"north": study.site("north")}
+    for number, z in enumerate([7.5, 0, 5, 2.5], start=1):  # InstanceNumber says otherwise
+        study.put("north", f"s{number}", slice_file(number, z))
+    study.inventory()
+    instances, _ = tables(study.ingest("north"))
+    ordered = instances.sort_values("slice_index")
+    assert ordered["slice_index"].tolist() == [0, 1, 2, 3]
+    assert ordered["slice_position_mm"].tolist() == [0, 2.5, 5, 7.5]
+    assert set(instances["slice_spacing_mm"]) == {2.5}
+
+
+def test_a_series_with_a_gap_waits_as_a_whole(study):
+    study.params["sites"] = {"north": study.site("north")}
+    study.put("north", "other", picture("north", 1))
+    for number, z in enumerate([0, 2.5, 5, 10, 12.5], start=1):
+        study.put("north", f"s{number}", slice_file(number, z))
+    study.inventory()
+    instances, exclusions = tables(study.ingest("north"))
+    assert len(instances) == 1
+    assert set(exclusions["reason"]) == {"inconsistent_geometry"}
+    assert set(exclusions["outcome"]) == {"quarantined"}
+    assert len(exclusions) == 5
+    assert "gap" in exclusions["detail"].iloc[0]
+    study.params["ingest"] = {"inconsistent_geometry": "keep"}
+    instances, exclusions = tables(study.ingest("north"))
+    assert (len(instances), len(exclusions)) == (6, 0)
 
 
 def test_one_patient_of_two_files_is_one(study):
