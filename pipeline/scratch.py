@@ -185,6 +185,15 @@ class Scratch:
         stamped = self._pending.get(source_id) or self._select([source_id]).get(source_id)
         return decode(stamped[1]) if stamped is not None and stamped[0] == stamp else None
 
+    def stamps(self) -> dict[str, str]:
+        """Of each file that something is kept of, the stamp."""
+        self.commit()
+        try:
+            return dict(self._connection.execute("SELECT source_id, stamp FROM outcome"))
+        except _FAULTS as error:
+            self._discard(error)
+            return {}
+
     def get_many(self, keys: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], Any]]:
         """Of (source_id, stamp) pairs those that are kept, with their outcomes, in the order of ``keys``.
 

@@ -7,8 +7,9 @@ import os
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
@@ -140,12 +141,15 @@ def read_regular(source: Source, max_bytes: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise TooLargeError(size)
-        content = file.read(size + 1)
-        if len(content) > size:  # it grew, or says 0 as files of /proc do
-            content += file.read(max_bytes + 1 - len(content))
-        if len(content) > max_bytes:
-            raise TooLargeError(len(content))
-        return content
+        pieces = [file.read(size + 1)]
+        total = len(pieces[0])
+        # It grew, was read in part, or says 0 as files of /proc do.
+        while total != size and pieces[-1] and total <= max_bytes:
+            pieces.append(file.read(min(_PIECE, max_bytes + 1 - total)))
+            total += len(pieces[-1])
+        if total > max_bytes:
+            raise TooLargeError(total)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _status(source: Source) -> os.stat_result:
@@ -159,11 +163,12 @@ def _status(source: Source) -> os.stat_result:
     return status
 
 
-def _open_regular(source: Source) -> BinaryIO:
+def _open_regular(source: Source) -> FileIO:
     # Looked at before it is opened: opening wakes up a pipe's writer, and a device may act on it.
     _status(source)
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-    file = os.fdopen(os.open(source.path, flags if source.below is None else flags | os.O_NOFOLLOW), "rb")
+    descriptor = os.open(source.path, flags if source.below is None else flags | os.O_NOFOLLOW)
+    file = os.fdopen(descriptor, "rb", buffering=0)  # read in large pieces anyhow: a buffer would copy them
     try:
         _check_regular(os.fstat(file.fileno()))  # it may have been replaced in between
     except NotRegularError:
@@ -191,7 +196,7 @@ def _examine(source: Source, key: bytes, *, hash_content: bool) -> _Examined:
         return _UNREADABLE
 
 
-def _keyed_hash(key: bytes, file: BinaryIO) -> str:
+def _keyed_hash(key: bytes, file: FileIO) -> str:
     """``deidentify.keyed_hash`` of a file's content, in pieces."""
     digest = hmac.new(key, b"content", hashlib.sha256)
     while piece := file.read(_PIECE):

@@ -16,6 +16,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pipeline.dicom.structure import Element, Part
 
 _BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "AT": "L"}
+_ONE = {(vr, little): struct.Struct("><"[little] + code) for vr, code in _BINARY.items() for little in (False, True)}
 _TEXT = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 _CHARACTER_SET = "SpecificCharacterSet"
 
@@ -103,13 +104,10 @@ def numbers(part: Part, keyword: str, *, signed: bool | None = None) -> list[flo
         if any("_" in cell for cell in cells):  # Python's, not PS3.5's
             raise MalformedError(keyword)
         return values
-    code = _BINARY.get(vr)
-    if code is None:
+    one = _ONE.get((vr, part.little))
+    if one is None or len(raw) % one.size:
         raise MalformedError(keyword)
-    size = struct.calcsize("=" + code)
-    if len(raw) % size:
-        raise MalformedError(keyword)
-    return list(struct.unpack(("<" if part.little else ">") + code * (len(raw) // size), raw))
+    return [value for (value,) in one.iter_unpack(raw)]
 
 
 def number(part: Part, keyword: str) -> float | None:

@@ -13,6 +13,7 @@ from pydicom.uid import UID_dictionary
 
 MAX_AGE_YEARS = 89  # above it one class, 90: the HIPAA Safe Harbor rule, 45 CFR 164.514(b)(2)(i)(C)
 _SHIFT_DAYS = 3650
+_DATE = re.compile(r"\s*(\d{4})\.?(\d{2})\.?(\d{2})\s*")
 
 # Text attributes pass only where the value, normalised, is one of these; anything else becomes "other",
 # because free text is where names turn up.
@@ -62,7 +63,9 @@ def pseudonym(key: bytes, kind: str, *parts: str) -> str:
 
 def keyed_hash(key: bytes, content: bytes) -> str:
     """HMAC-SHA-256 of a file's bytes: equal files show, and a public file cannot be recognised by its hash."""
-    return hmac.new(key, b"content" + content, hashlib.sha256).hexdigest()[:32]
+    digest = hmac.new(key, b"content", hashlib.sha256)
+    digest.update(content)  # apart, so that the content is not copied
+    return digest.hexdigest()[:32]
 
 
 def shifted_day(key: bytes, patient_id: str, date: str) -> int | None:
@@ -71,15 +74,22 @@ def shifted_day(key: bytes, patient_id: str, date: str) -> int | None:
     The offset hangs on key and patient alone: intervals within a patient are kept, and adding data changes
     nothing. None where the date is missing or no date.
     """
-    match = re.fullmatch(r"\s*(\d{4})\.?(\d{2})\.?(\d{2})\s*", date)
+    parsed = _date(date)
+    if parsed is None:
+        return None
+    digest = hmac.new(key, b"shift" + patient_id.encode(), hashlib.sha256).digest()
+    return parsed.toordinal() - 1 - int.from_bytes(digest[:8], "big") % _SHIFT_DAYS
+
+
+def _date(text: str) -> datetime.date | None:
+    """A DA value, ``YYYYMMDD`` or as ACR-NEMA had it ``YYYY.MM.DD``; None where it is no date."""
+    match = _DATE.fullmatch(text)
     if match is None:
         return None
     try:
-        day = datetime.date(*map(int, match.groups())).toordinal()
+        return datetime.date(*map(int, match.groups()))
     except ValueError:
         return None
-    digest = hmac.new(key, b"shift" + patient_id.encode(), hashlib.sha256).digest()
-    return day - 1 - int.from_bytes(digest[:8], "big") % _SHIFT_DAYS
 
 
 def age_years(age: str, birth_date: str = "", study_date: str = "") -> int | None:
@@ -89,10 +99,8 @@ def age_years(age: str, birth_date: str = "", study_date: str = "") -> int | Non
         number, unit = int(match.group(1)), match.group(2)
         years = {"D": number // 365, "W": number * 7 // 365, "M": number // 12, "Y": number}[unit]
         return min(years, MAX_AGE_YEARS + 1)
-    try:
-        born = datetime.datetime.strptime(birth_date.strip(), "%Y%m%d").date()
-        then = datetime.datetime.strptime(study_date.strip(), "%Y%m%d").date()
-    except ValueError:
+    born, then = _date(birth_date), _date(study_date)
+    if born is None or then is None:
         return None
     years = then.year - born.year - ((then.month, then.day) < (born.month, born.day))
     return min(years, MAX_AGE_YEARS + 1) if years >= 0 else None

@@ -190,7 +190,7 @@ def check_policy(parsed: Parsed, fmt: PixelFormat, params: IngestParams) -> None
     """
     part = parsed.main
     patient, _ = patient_number(part)
-    for frame in (0, fmt.frames - 1):
+    for frame in {0, fmt.frames - 1}:
         modality_transform(parsed, fmt, frame)
     for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
         spacing(part, keyword)

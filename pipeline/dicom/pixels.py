@@ -284,6 +284,11 @@ def _decoded(parsed: Parsed, fmt: PixelFormat, frame: int) -> tuple[Values, int,
     # What pydicom makes of the decoders' own exceptions; values of the wrong number; allocation.
     except (RuntimeError, ValueError, MemoryError) as error:
         raise Refusal("decode_error", type(error).__name__) from None
+    except BaseException as error:
+        # pylibjpeg-rle is written in Rust: what panics there is no Exception, and its class cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Refusal("decode_error", "the decoder panicked") from None
     if values.shape != ((fmt.rows, fmt.columns) if fmt.samples == 1 else (fmt.rows, fmt.columns, fmt.samples)):
         raise Refusal("pixel_header_mismatch", "the decoded shape is not the header's")
     return values, bits, str(properties["photometric_interpretation"])

@@ -190,15 +190,20 @@ def _walk_meta(content: bytes, start: int, tags: list[int], notes: set[str]) -> 
 
 def _inflate(deflated: bytes, max_bytes: int, notes: set[str]) -> bytes:
     """A deflated data set (PS3.5 A.5), no further than ``max_bytes``."""
+    # Twice: first to see how much it is, in pieces that are dropped, since a bomb's first gigabyte is one already.
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    size, remaining = 0, deflated
     try:
-        data = inflater.decompress(deflated, max_bytes)
+        while not inflater.eof:
+            piece = inflater.decompress(remaining, 2**20)
+            size, remaining = size + len(piece), inflater.unconsumed_tail
+            if size > max_bytes:
+                raise Refusal("decompression_bomb", f"inflates to more than {max_bytes} bytes")
+            if not piece and not remaining and not inflater.eof:
+                raise Refusal("truncated", "the deflated data set breaks off")
+        data = zlib.decompress(deflated[: len(deflated) - len(inflater.unused_data)], -zlib.MAX_WBITS, max(size, 1))
     except zlib.error:
         raise Refusal("corrupt_structure", "the deflated data set is broken") from None
-    if not inflater.eof:
-        if inflater.unconsumed_tail:
-            raise Refusal("decompression_bomb", f"inflates to more than {max_bytes} bytes")
-        raise Refusal("truncated", "the deflated data set breaks off")
     # Some writers end the stream as gzip does, RFC 1952: CRC-32 and size.
     trailer = struct.pack("<LL", zlib.crc32(data), len(data) & 0xFFFFFFFF)
     if inflater.unused_data.strip(b"\0") and not inflater.unused_data.startswith(trailer):
@@ -250,10 +255,20 @@ class _Walk:
 
     def data_set(self, position: int, implicit: bool) -> Part:
         """The file's own data set, from ``position`` to the end of the data."""
-        data, size = self.data, len(self.data)
+        data, size, explicit, tags = self.data, len(self.data), self._explicit, self.tags
         part = Part(data, {}, self.little)
+        elements = part.elements
         last = -1
         while size - position >= 8:
+            if not implicit:  # nearly all elements of nearly all files: explicit, short, in order, hence no repetition
+                group, number, code, length = explicit(data, position)
+                tag = group << 16 | number
+                if tag > last and code in _SHORT and position + 8 + length <= size and len(tags) < MAX_ELEMENTS:
+                    elements[tag] = Element(_SHORT[code], position + 8, length)
+                    tags.append(tag)
+                    last = tag
+                    position += 8 + length
+                    continue
             if data.startswith(b"\0\0\0\0", position) and not data[position:].strip(b"\0"):
                 break
             tag, vr, length, value, in_implicit = self._header(position, implicit, size)

@@ -10,10 +10,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -39,21 +40,26 @@ CHECKPOINTS = Path(".checkpoints") / "ingest"
 _READS_WITH = ("dicom", "datasets")  # packages beside this module that decide what is made of a file
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a worker needs to read one file."""
+class Task(NamedTuple):
+    """A file to read; ``stamp`` is what the manifest knows of it."""
 
-    adapter: str
     source_id: str
     source: Source
     stamp: str
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What all of a site's files are read with."""
+
+    adapter: str
     site: str
     issuer: str
     key: bytes
     policy: IngestParams
 
 
-def read_source(task: Task) -> dict[str, Any]:
+def read_source(reader: Reader, task: Task) -> dict[str, Any]:
     """Read one file.
 
     Returns:
@@ -63,38 +69,31 @@ def read_source(task: Task) -> dict[str, Any]:
         is told as what it is.
     """
     try:
-        content = read_regular(task.source, task.policy.max_bytes)
+        content = read_regular(task.source, reader.policy.max_bytes)
     except TooLargeError as error:
-        return _refused(
-            Refusal("decompression_bomb", f"{error.size_bytes} bytes, allowed {task.policy.max_bytes}"),
-            error.size_bytes,
-        )
+        detail = f"{error.size_bytes} bytes, allowed {reader.policy.max_bytes}"
+        return _refused(Refusal("decompression_bomb", detail), error.size_bytes)
     except OSError as error:
         return _refused(Refusal("unreadable", task.source.obstacle or type(error).__name__), -1)
     try:
-        described = load_adapter(task.adapter).describe(
-            task.source, content, site=task.site, issuer=task.issuer, key=task.key, policy=task.policy
+        described = load_adapter(reader.adapter).describe(
+            task.source, content, site=reader.site, issuer=reader.issuer, key=reader.key, policy=reader.policy
         )
     except Refusal as refusal:
-        return _refused(refusal, len(content), keyed_hash(task.key, content))
+        return _refused(refusal, len(content), keyed_hash(reader.key, content))
     except MemoryError:
-        raise PipelineError(
-            f"out of memory over source {task.source_id}; give the machine more, or --workers 1"
-        ) from None
+        raise PipelineError(f"out of memory over {task.source_id}; give the machine more, or --workers 1") from None
     except Exception as error:
         detail = f"{type(error).__name__} at {where_it_arose(error)}"
         return {"size": len(content), "hmac": None, "refusal": ["defect", "defect", detail]}
+    planes = described.planes
     return {
         "size": len(content),
-        "hmac": keyed_hash(task.key, content),
+        "hmac": keyed_hash(reader.key, content),
         "rows": described.rows,
-        "planes": [
-            plane and [list(plane.position), list(plane.orientation), plane.stack] for plane in described.planes
-        ],
+        "planes": [plane and [list(plane.position), list(plane.orientation), plane.stack] for plane in planes],
         "notes": sorted(described.notes),
-        "treatments": [
-            [action, treatment, count] for (action, treatment), count in sorted(described.treatments.items())
-        ],
+        "treatments": [[*pair, count] for pair, count in sorted(described.treatments.items())],
     }
 
 
@@ -140,39 +139,40 @@ class Found:
     treatments: dict[str, Profile] = field(default_factory=dict)
 
 
-def read_missing(tasks: Sequence[Task], scratch: Scratch, *, workers: int | None, description: str) -> dict[str, Any]:
-    """Read the files that the scratch does not know, and keep there what comes out.
-
-    Returns:
-        By source, the outcomes that are not kept: errors of ours.
+def read_all(
+    reader: Reader, tasks: Sequence[Task], scratch: Scratch, *, workers: int | None
+) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """The outcome of each file in order: from the scratch where it has it, else read now and kept there.
 
     Raises:
-        PipelineError: a file is not what the manifest says, which is all that DVC sees of it.
+        PipelineError: at the end, if a file is not what the manifest says, which is all that DVC sees of it.
     """
-    missing = [task for task in tasks if scratch.get(task.source_id, task.stamp) is None]
-    defects: dict[str, Any] = {}
+    stamps = scratch.stamps()
+    missing = [task for task in tasks if stamps.get(task.source_id) != task.stamp]
+    fresh = ordered_map(
+        partial(read_source, reader), missing, description=f"ingest {reader.site}", workers=workers,
+        name_of=attrgetter("source_id"), on_death=reader_died,
+    )  # fmt: skip
     changed = 0
-    results = ordered_map(
-        read_source,
-        missing,
-        description=description,
-        name_of=attrgetter("source_id"),
-        on_death=reader_died,
-        workers=workers,
-    )
-    for task, outcome in zip(missing, results, strict=True):
+    for task in tasks:
+        kept = scratch.get(task.source_id, task.stamp) if stamps.get(task.source_id) == task.stamp else None
+        if kept is not None:
+            yield task, kept
+            continue
+        # What the scratch had and has lost (a damaged page) is read here, without a worker.
+        outcome = read_source(reader, task) if stamps.get(task.source_id) == task.stamp else next(fresh)
         if _differs(task, outcome):
             changed += 1
-        elif outcome.get("refusal", [""])[0] == "defect":
-            defects[task.source_id] = outcome
-        else:
+        elif outcome.get("refusal", [""])[0] != "defect":  # that is ours: the next run looks again
             scratch.put(task.source_id, task.stamp, outcome)
+        yield task, outcome
+    for _ in fresh:  # it ends after its last result: workers close, the bar stands at its end
+        raise RuntimeError("more results than files")
     if changed:
         raise PipelineError(
             f"{changed} files are not what the manifest says: they changed after it was written. Run "
             "`python -m pipeline.commands.inventory`, then `dvc repro`"
         )
-    return defects
 
 
 def reader_died(task: Task) -> dict[str, Any]:
@@ -181,11 +181,11 @@ def reader_died(task: Task) -> dict[str, Any]:
     return {"size": -1, "hmac": None, "refusal": ["defect", "defect", "the reading process died"]}
 
 
-def collect(outcomes: Iterable[tuple[str, dict[str, Any]]], withdrawn: frozenset[str]) -> Found:
+def collect(outcomes: Iterable[tuple[Task, dict[str, Any]]], withdrawn: frozenset[str]) -> Found:
     """Bring all files' outcomes together, those of withdrawn patients left out."""
     found = Found()
     profiles: dict[Profile, Profile] = {}  # files of one scanner have one profile: it is kept once
-    for source_id, outcome in outcomes:
+    for (source_id, _, _), outcome in outcomes:
         if "refusal" in outcome:
             outcome_name, reason, detail = outcome["refusal"]
             found.refused[source_id] = (outcome_name, reason, detail)
@@ -255,13 +255,8 @@ def main() -> None:
     manifest = read_table(Manifest, args.manifest)
     located = locate(manifest, sources, args.site)
     stamps = dict(zip(manifest["source_id"], _stamps(manifest), strict=True))
-    tasks = [
-        Task(
-            site.adapter, source_id, source, _stamp(stamps[source_id], source, key), args.site,
-            site.issuer or args.site, key, policy,
-        )
-        for source_id, source in located.items()
-    ]  # fmt: skip
+    tasks = [Task(source_id, source, _stamp(stamps[source_id], source, key)) for source_id, source in located.items()]
+    reader = Reader(site.adapter, args.site, site.issuer or args.site, key, policy)
     context = {
         "code": code_fingerprint([Path(__file__), *(Path(__file__).parents[1] / name for name in _READS_WITH)]),
         "policy": policy.model_dump(),
@@ -270,26 +265,18 @@ def main() -> None:
         "versions": [sys.version, version("pydicom")],
     }
     with Scratch(base / CHECKPOINTS, args.site, context) as scratch:
-        defects = read_missing(tasks, scratch, workers=args.workers, description=f"ingest {args.site}")
-        found = collect(_stored(tasks, scratch, defects), withdrawn.patients)
+        found = collect(read_all(reader, tasks, scratch, workers=args.workers), withdrawn.patients)
         scratch.prune(task.source_id for task in tasks)
     instances = found.instances.finish()
     places, kept = settle(found, instances, policy)
     _write(found, instances, places, kept, args.site, args.out, num_files=len(tasks))
-    for source_id, defect in defects.items():
-        print(
-            f"DEFECT over source {source_id}: {defect['refusal'][2]}; please report it. "
-            f"`python -m pipeline.commands.inventory --find {source_id}` names the file",
-            file=sys.stderr,
-        )
-
-
-def _stored(
-    tasks: Sequence[Task], scratch: Scratch, defects: Mapping[str, Any]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All files' outcomes, one at a time, whenever they were read."""
-    for task in tasks:
-        yield task.source_id, defects.get(task.source_id) or scratch.get(task.source_id, task.stamp)
+    for source_id, (outcome, _, detail) in found.refused.items():
+        if outcome == "defect":
+            print(
+                f"DEFECT over source {source_id}: {detail}; please report it. "
+                f"`python -m pipeline.commands.inventory --find {source_id}` names the file",
+                file=sys.stderr,
+            )
 
 
 def _write(

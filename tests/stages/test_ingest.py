@@ -180,7 +180,7 @@ def test_only_what_changed_is_read_again(study, monkeypatch):
     study.fill(5).inventory()
     read = []
     real = ingest.read_source
-    monkeypatch.setattr(ingest, "read_source", lambda task: read.append(task.source_id) or real(task))
+    monkeypatch.setattr(ingest, "read_source", lambda reader, task: read.append(task.source_id) or real(reader, task))
     first = study.ingest("north")
     assert len(read) == 5
     whole = {path.name: path.read_bytes() for path in first.iterdir()}
@@ -204,16 +204,16 @@ def test_an_interrupted_run_goes_on(study, monkeypatch):
     read = []
     real = ingest.read_source
 
-    def dies(task):
+    def dies(reader, task):
         if len(read) == 4:
             raise KeyboardInterrupt
         read.append(task.source_id)
-        return real(task)
+        return real(reader, task)
 
     monkeypatch.setattr(ingest, "read_source", dies)
     with pytest.raises(KeyboardInterrupt):
         study.ingest("north")
-    monkeypatch.setattr(ingest, "read_source", lambda task: read.append(task.source_id) or real(task))
+    monkeypatch.setattr(ingest, "read_source", lambda reader, task: read.append(task.source_id) or real(reader, task))
     instances, _ = tables(study.ingest("north"))
     assert len(instances) == 6
     assert len(read) == 6
