@@ -1,6 +1,7 @@
 """From stored to modality values against pydicom and by hand; VOI, polarity and padding as the header says."""
 
 import logging
+import struct
 from pathlib import Path
 
 import imagecodecs
@@ -528,3 +529,16 @@ def test_slope_of_no_number_or_several(slope):
 )
 def test_description(voi, described):
     assert pixels.describe_voi(voi) == described
+
+
+def test_a_panic_of_the_rle_decoder_is_a_decode_error():
+    """Segments that unpack to more than the frame: pylibjpeg-rle's panic is no Exception, and would end the worker."""
+    segment = b"\x81\0" * 400
+    header = struct.pack("<16L", 2, 64, 64 + len(segment), *[0] * 13)
+    made = dataset(syntax=RLELossless, PixelData=encapsulate([header + segment + segment]))
+    made["PixelData"].is_undefined_length = True
+    found = parse_structure(content(made), 2**20)
+    fmt = read_layout(found, "PixelData", max_pixels=100)
+    with pytest.raises(Refusal) as raised:
+        pixels.stored_values(found, fmt, 0)
+    assert raised.value.reason == "decode_error"
