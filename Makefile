@@ -88,4 +88,4 @@ lock:  ## Resolve the dependencies anew (needs uv)
 
 .PHONY: clean
 clean:  ## Delete results and the environment; the cache of DVC stays
-	rm -rf data reports studies/*/data studies/*/reports .venv .mypy_cache .ruff_cache .hypothesis
+	rm -rf data reports .checkpoints studies/*/data studies/*/reports studies/*/.checkpoints .venv .mypy_cache .ruff_cache .hypothesis

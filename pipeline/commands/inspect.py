@@ -74,7 +74,7 @@ def _look(task: Task, found: dict[str, Any]) -> None:
         kept_out = refusal
     # A quarantined file can be read: what it shows helps the person who decides.
     array = pixels.modality_array(parsed, fmt)
-    found["notes"] = [] if kept_out else sorted(headers.file_notes(parsed, fmt))
+    found["notes"] = sorted(parsed.notes | fmt.notes if kept_out else headers.file_notes(parsed, fmt))
     found["shape"] = list(array.shape)
     found["minimum"], found["maximum"] = (_number(value) for value in (array.min(), array.max()))
     found["sha256"] = hashlib.sha256(np.ascontiguousarray(array, dtype="<f4").data).hexdigest()

@@ -57,6 +57,8 @@ class IngestParams(StrictParams):
         missing_patient_id: files without a patient number (the standard allows an empty one). "study" takes every
             study for a patient of its own: a patient with two studies may then stand on two sides of a split.
         placeholder_patient_id: one number for everybody would make one patient of all, and no split by patient.
+        conflicting_duplicates: files with one SOP Instance UID and different content. "first" keeps one, the first by
+            pseudonym, which is as good as any: look at them first.
         inconsistent_geometry: series with gaps, tilt, mixed shapes or two slices in one place.
         repaired: files that were read although something was missing or odd, without guessing.
         max_pixels: rows x columns x frames x samples of one file.
@@ -70,6 +72,7 @@ class IngestParams(StrictParams):
     recognizable_face: Policy = "quarantine"
     missing_patient_id: Literal["quarantine", "study"] = "quarantine"
     placeholder_patient_id: Policy = "quarantine"
+    conflicting_duplicates: Literal["quarantine", "first"] = "quarantine"
     inconsistent_geometry: Policy = "quarantine"
     repaired: Literal["accept", "quarantine"] = "accept"
     max_pixels: int = Field(default=2**28, ge=1)

@@ -101,11 +101,14 @@ def _refused(refusal: Refusal, size_bytes: int, hmac: str | None = None) -> dict
     return {"size": size_bytes, "hmac": hmac, "refusal": [refusal.outcome, refusal.reason, refusal.detail]}
 
 
-def settle_duplicates(copies: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Refusal], dict[str, str]]:
+def settle_duplicates(
+    copies: Mapping[str, Mapping[str, str]], policy: IngestParams
+) -> tuple[dict[str, Refusal], dict[str, str]]:
     """Each SOP instance once: of byte-identical files the first by pseudonym stays, of differing ones none.
 
     Args:
         copies: image to its sources, and their keyed hashes.
+        policy: may let one of the differing ones stay.
 
     Returns:
         The sources that do not stay, and for a copy the source that stands for it.
@@ -114,7 +117,10 @@ def settle_duplicates(copies: Mapping[str, Mapping[str, str]]) -> tuple[dict[str
     kept: dict[str, str] = {}
     for hashes in copies.values():
         ordered = sorted(hashes)
-        if len(set(hashes.values())) > 1:
+        if len(set(hashes.values())) > 1 and policy.conflicting_duplicates == "first":
+            other = Refusal("duplicate_sop_uid", "another file with this SOP Instance UID was kept, by policy")
+            refused.update(dict.fromkeys(ordered[1:], other))
+        elif len(set(hashes.values())) > 1:
             conflict = Quarantine("duplicate_sop_uid", "other files carry this SOP Instance UID with other content")
             refused.update(dict.fromkeys(ordered, conflict))
         else:
@@ -163,7 +169,8 @@ def read_all(
         outcome = read_source(reader, task) if stamps.get(task.source_id) == task.stamp else next(fresh)
         if _differs(task, outcome):
             changed += 1
-        elif outcome.get("refusal", [""])[0] != "defect":  # that is ours: the next run looks again
+        elif outcome["size"] >= 0 and outcome.get("refusal", [""])[0] != "defect":
+            # What could not be read, or met an error of ours, may go better the next time.
             scratch.put(task.source_id, task.stamp, outcome)
         yield task, outcome
     for _ in fresh:  # it ends after its last result: workers close, the bar stands at its end
@@ -222,7 +229,7 @@ def settle(found: Found, instances: pa.Table, policy: IngestParams) -> tuple[dic
     Returns:
         Image to (index, position, spacing) in its series; and copies to the sources that stand for them.
     """
-    duplicates, kept = settle_duplicates(repeated_images(instances))
+    duplicates, kept = settle_duplicates(repeated_images(instances), policy)
     found.refused |= {source: (r.outcome, r.reason, r.detail) for source, r in duplicates.items()}
     places: dict[str, Place] = {}
     for by_source in found.slices.values():

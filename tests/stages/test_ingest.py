@@ -11,6 +11,7 @@ from minimal import content, dataset
 from stages.study import NAME, NUMBER, SECRETS, picture
 
 from pipeline.dicom import headers
+from pipeline.dicom.headers import IngestParams
 from pipeline.errors import PipelineError
 from pipeline.stages import ingest
 from pipeline.tables import Exclusions, Instances, Manifest, read_table
@@ -164,16 +165,23 @@ def test_a_defect_costs_its_file_alone_and_is_told(study, monkeypatch, capsys):
 
 
 def test_frames_of_a_copy_go_together():
-    refused, copies = ingest.settle_duplicates({f"i{frame}": {"b": "h", "a": "h"} for frame in (0, 1)})
+    refused, copies = ingest.settle_duplicates({f"i{frame}": {"b": "h", "a": "h"} for frame in (0, 1)}, IngestParams())
     assert list(refused) == ["b"]
     assert refused["b"].outcome == "rejected"
     assert copies == {"b": "a"}
 
 
 def test_files_that_contradict_each_other_wait_for_a_person():
-    refused, copies = ingest.settle_duplicates({"i": {"b": "h", "a": "g", "c": "h"}})
+    refused, copies = ingest.settle_duplicates({"i": {"b": "h", "a": "g", "c": "h"}}, IngestParams())
     assert {name: refusal.outcome for name, refusal in refused.items()} == dict.fromkeys("abc", "quarantined")
     assert copies == {}
+
+
+def test_one_of_them_may_stay_by_policy():
+    policy = IngestParams(conflicting_duplicates="first")
+    refused, copies = ingest.settle_duplicates({"i": {"b": "h", "a": "g", "c": "h"}}, policy)
+    assert {name: refusal.outcome for name, refusal in refused.items()} == dict.fromkeys("bc", "rejected")
+    assert copies == {}  # the label of another content is no label of this one
 
 
 def test_only_what_changed_is_read_again(study, monkeypatch):
