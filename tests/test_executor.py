@@ -329,10 +329,11 @@ def is_alive(pid):
 @linux_only
 class TestOrphans:
     SCRIPT = """
-        import os, sys, time
-        from pathlib import Path
+        import signal, sys
         sys.path.insert(0, {folder!r})
         from task import tell
+        # In the background of a shell, as CI may run, Ctrl-C is ignored and Python leaves it so.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         if __name__ == "__main__":
             from pipeline.executor import ordered_map
