@@ -52,7 +52,7 @@ def describe(
     source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: headers.IngestParams
 ) -> headers.Description:
     """The facts of an image, from its row in the table and its own header; raises ``Refusal``."""
-    image = _decode(content, policy.max_pixels)
+    rows, columns = _size(content, policy.max_pixels)
     facts = source.facts
     patient = facts["Patient ID"]
     if not patient:
@@ -75,8 +75,8 @@ def describe(
         "sex": deidentify.sex(facts["Patient Gender"]),
         "age_years": deidentify.age_years(f"{age[1].zfill(3)}{age[2] or 'Y'}") if age else None,
         "kvp": None,
-        "rows": image.shape[0],
-        "columns": image.shape[1],
+        "rows": rows,
+        "columns": columns,
         "bits_stored": 8,
         "photometric_interpretation": "MONOCHROME2",
         "samples_per_pixel": 1,
@@ -121,15 +121,25 @@ def _rows(site: Params, base: Path) -> list[dict[str, str]]:
     )
 
 
-def _decode(content: bytes, max_pixels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _size(content: bytes, max_pixels: int) -> tuple[int, int]:
+    """Rows and columns from IHDR, which comes first and starts with them; nothing is decoded or allocated."""
     if not content:
         raise Refusal("empty_file")
     if not content.startswith(_PNG_SIGNATURE):
         raise Refusal("non_image_object", "no PNG signature")
-    # IHDR comes first and starts with width and height; before decoding, which would allocate them.
-    width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
-    if width * height > max_pixels:
-        raise Refusal("decompression_bomb", f"{width * height} pixels, allowed {max_pixels}")
+    if len(content) < 24:
+        raise Refusal("truncated", "the file ends inside the PNG header")
+    columns, rows = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    if rows < 1 or columns < 1:
+        raise Refusal("invalid_dimensions", f"{rows} rows, {columns} columns")
+    if rows * columns > max_pixels:
+        raise Refusal("decompression_bomb", f"{rows * columns} pixels, allowed {max_pixels}")
+    return rows, columns
+
+
+def _decode(content: bytes, max_pixels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The grey values, (rows, columns) uint8, of a file whose header is sound."""
+    size = _size(content, max_pixels)
     try:
         # Some of the set's files have four channels of equal grey.
         image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -137,4 +147,6 @@ def _decode(content: bytes, max_pixels: int) -> np.ndarray[Any, np.dtype[np.uint
         image = None
     if image is None:
         raise Refusal("decode_error", "not a readable PNG")
+    if image.shape != size:
+        raise Refusal("pixel_header_mismatch", "the decoded shape is not the header's")
     return np.asarray(image, dtype=np.uint8)

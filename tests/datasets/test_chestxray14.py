@@ -63,18 +63,26 @@ def bomb(width, height):
     [
         (b"", "empty_file"),
         (b"\xff\xd8\xff\xe0 a JPEG", "non_image_object"),
-        (png(GREY)[:-20], "decode_error"),
-        (png(GREY)[:60], "decode_error"),
-        (png(GREY)[:8], "decode_error"),
+        (png(GREY)[:8], "truncated"),
         (bomb(60000, 60000), "decompression_bomb"),
         (bomb(2000, 2000), "decompression_bomb"),
-        (bomb(0, 5), "decode_error"),
+        (bomb(0, 5), "invalid_dimensions"),
     ],
 )
-def test_refusals(content, reason):
+def test_refusals_that_need_no_decoding(content, reason, monkeypatch):
+    monkeypatch.setattr(adapter.cv2, "imdecode", None)  # ingest decodes nothing
     with pytest.raises(Refusal) as raised:
         describe(content)
     assert raised.value.reason == reason
+    assert describe(png(GREY))[0]["rows"] == 20
+
+
+@pytest.mark.parametrize("content", [png(GREY)[:-20], png(GREY)[:60]])
+def test_a_broken_file_is_found_when_it_is_decoded(content):
+    assert len(describe(content)) == 1
+    with pytest.raises(Refusal) as raised:
+        list(adapter.read_images(content, [0], IngestParams()))
+    assert raised.value.reason == "decode_error"
 
 
 def test_no_patient_is_refused():
