@@ -76,8 +76,8 @@ class TestEncoding:
         with pytest.raises(ValueError):
             encode(value)
 
-    @pytest.mark.parametrize("value", [(1, 2), {1: 2}, b"x", {"a": {1}}, [{"a": (1,)}], stat.S_IFMT, signal.SIGINT])
-    def test_refuses_what_would_come_back_as_something_else(self, value):
+    @pytest.mark.parametrize("value", [b"x", {"a": {1}}, [{"a": 1j}]])
+    def test_refuses_types_that_json_has_not(self, value):
         with pytest.raises(TypeError):
             encode(value)
 

@@ -10,9 +10,11 @@ import pytest
 from minimal import content, dataset
 from stages.study import NAME, NUMBER, SECRETS, picture
 
+from pipeline.datasets.common import Source
 from pipeline.dicom import headers
 from pipeline.dicom.headers import IngestParams
 from pipeline.errors import PipelineError
+from pipeline.scratch import decode, encode
 from pipeline.stages import ingest
 from pipeline.tables import Exclusions, Instances, Manifest, read_table
 
@@ -205,6 +207,18 @@ def test_only_what_changed_is_read_again(study, monkeypatch):
     shutil.rmtree(study.folder / ".checkpoints")
     fresh = study.ingest("north")
     assert {path.name: path.read_bytes() for path in fresh.iterdir()} == resumed
+
+
+def test_outcomes_come_back_from_the_scratch_as_they_were(study):
+    """It stores JSON unchecked: a tuple would come back as a list, a number as a key as text."""
+    study.put("north", "a", picture("north", 1))
+    study.put("north", "b", picture("north", 2)[:-50])
+    study.put("north", "c", b"")
+    for name in "abc":
+        reader = ingest.Reader("dicom_folder", "north", "north", b"k" * 32, IngestParams())
+        task = ingest.Task(name, Source(name, study.folder / "raw/north" / name), "")
+        outcome = ingest.read_source(reader, task)
+        assert decode(encode(outcome)) == outcome
 
 
 def test_an_interrupted_run_goes_on(study, monkeypatch):
