@@ -123,7 +123,7 @@ def ordered_map(
     isolate: bool = False,
     workers: int | None = None,
     time_limit: float = TIME_LIMIT_SECONDS,
-) -> Iterator[R]:
+) -> Generator[R]:
     """``map(function, tasks)`` in order, in worker processes; holds a few chunks of tasks and results at a time.
 
     With ``PIPELINE_SCHEDULER`` (tcp://host:8786) in the environment, in the workers of that Dask cluster.

@@ -107,8 +107,7 @@ class Scratch:
         self._path = folder / f"{name}-{digest}.sqlite"
         self._pending: dict[str, tuple[str, bytes]] = {}
         self._noticed = False
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _locked(folder, name)
+        self._lock = locked(folder, name)
         try:
             for path in folder.glob(f"{name}-*.sqlite*"):
                 if not path.name.startswith(self._path.name):
@@ -271,7 +270,7 @@ def forget(folder: Path, source_ids: Iterable[str]) -> None:
     """
     gone = list(source_ids)
     for path in sorted(folder.glob("*-*.sqlite")):
-        lock = _locked(folder, path.name.rpartition("-")[0])
+        lock = locked(folder, path.name.rpartition("-")[0])
         try:
             connection = _connect(path)
             try:
@@ -285,13 +284,19 @@ def forget(folder: Path, source_ids: Iterable[str]) -> None:
             lock.release()
 
 
-def _locked(folder: Path, name: str) -> FileLock:
+def locked(folder: Path, name: str) -> FileLock:
+    """A lock on a site's part of a folder of checkpoints, held already; a context manager.
+
+    Raises:
+        PipelineError: another process holds it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = FileLock(folder / f"{name}.lock", timeout=0, mode=0o600, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
         raise PipelineError(
-            f"another process is at work on {name} in {folder} (an ingest that still runs?); wait for it, or stop it"
+            f"another process is at work on {name} in {folder} (a run that still goes on?); wait for it, or stop it"
         ) from None
     return lock
 

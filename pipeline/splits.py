@@ -70,7 +70,7 @@ def assign(instances: pd.DataFrame, params: SplitParams) -> tuple[pd.DataFrame, 
     no trained model changes; the target's images of that patient are left out.
 
     Args:
-        instances: image_id, source_id, patient_id, site.
+        instances: image_id, source_id, patient_id, study_id, site.
         params: the section.
 
     Returns:
@@ -79,7 +79,7 @@ def assign(instances: pd.DataFrame, params: SplitParams) -> tuple[pd.DataFrame, 
     is_source = instances["site"].isin(params.source)
     source_patients = set(instances.loc[is_source, "patient_id"])
     crossing = ~is_source & instances["patient_id"].isin(source_patients)
-    kept = instances.loc[~crossing, ["image_id", "patient_id", "site"]].copy()
+    kept = instances.loc[~crossing, ["image_id", "patient_id", "study_id", "site"]].copy()
     kept["role"] = is_source[~crossing].map({True: "source", False: "target"})
     draws = {patient: uniform(params.seed, "split", patient) for patient in kept["patient_id"].unique()}
     kept["split"] = [

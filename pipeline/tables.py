@@ -85,7 +85,8 @@ class Instances(Table):
     Imager Pixel Spacing at the detector: two quantities), ``age_years`` with 90 for all ages above 89, ``day`` in
     days shifted by a keyed offset per patient. ``slice_index`` is the order in the series along the normal,
     ``slice_position_mm`` the distance from its first slice, ``slice_spacing_mm`` the series' median step; null
-    where the file gives no position. ``lossy``: the pixels were compressed with loss at some time.
+    where the file gives no position. ``lossy``: the pixels were compressed with loss at some time. ``orientation``: the
+    directions in the patient (two of LRPAHF) in which columns and rows increase; null where the file does not say.
     """
 
     columns: ClassVar = {
@@ -113,6 +114,7 @@ class Instances(Table):
         "sop_class_uid": pa.string(),
         "laterality": pa.string(),
         "lossy": pa.bool_(),
+        "orientation": pa.string(),
         "row_spacing_mm": pa.float32(),
         "column_spacing_mm": pa.float32(),
         "imager_row_spacing_mm": pa.float32(),
@@ -205,12 +207,13 @@ class LabelIssues(Table):
 
 
 class Images(Table):
-    """Where an image lies in images.npy (N, H, W) uint8, and how it came there.
+    """The images of a store (see imaging/store.py) in the order of ``array_index``, and how each came there.
 
     ``voi`` names what mapped the modality values to grey (PS3.3 C.11.2), with centre and width in modality
-    units where it was a window; ``inverted`` says that low values were white. The image was resized to
-    ``resized_rows`` x ``resized_columns`` pixels and then padded (top, left) to the square; ``pixels_sha256`` is
-    of the result.
+    units where it was one window; of several, joined by "+", the params say which. ``inverted``: low values were white.
+    The array was transposed, then its rows or columns were put in reverse order, then it was resized to
+    ``resized_rows`` x ``resized_columns`` pixels and padded (top, left; cut where negative) to the square.
+    ``spacing_mm`` is the square's, null where the file gave none. ``pixels_sha256`` is of the image's own planes.
     """
 
     columns: ClassVar = {
@@ -220,10 +223,14 @@ class Images(Table):
         "window_center": pa.float64(),
         "window_width": pa.float64(),
         "inverted": pa.bool_(),
+        "transposed": pa.bool_(),
+        "flipped_rows": pa.bool_(),
+        "flipped_columns": pa.bool_(),
         "resized_rows": pa.int32(),
         "resized_columns": pa.int32(),
         "pad_top": pa.int32(),
         "pad_left": pa.int32(),
+        "spacing_mm": pa.float32(),
         "pixels_sha256": pa.string(),
     }
     key: ClassVar = ("image_id",)
@@ -236,6 +243,7 @@ class Splits(Table):
     columns: ClassVar = {
         "image_id": pa.string(),
         "patient_id": pa.string(),
+        "study_id": pa.string(),
         "site": pa.string(),
         "role": pa.string(),
         "split": pa.string(),
@@ -364,6 +372,7 @@ class Predictions(Table):
         "draw": pa.int64(),
         "adaptation": pa.string(),
         "patient_id": pa.string(),
+        "study_id": pa.string(),
         "site": pa.string(),
         "split": pa.string(),
         "label": pa.int8(),

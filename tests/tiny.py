@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from ruamel.yaml import YAML
 
-from pipeline.imaging.store import INDEX_FILE, write_images
+from pipeline.imaging.store import INDEX_FILE, PlaneFormat, write_store
 from pipeline.tables import Images, Labels, Samples, Splits, write_table
 from pipeline.training.backbone import architecture, input_spec
 from pipeline.training.checkpoints import save_weights
@@ -45,11 +45,25 @@ def images(labels, size_px=32, seed=0):
     return made.astype(np.uint8)
 
 
+class Memory:
+    """A store of one-channel images in memory."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels[:, None]
+        self.shape = self.pixels.shape
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def read(self, indices):
+        return self.pixels[indices]
+
+
 def dataset(num=24, num_val=8, size_px=32, seed=0, findings=1):
     """Separable by the left half's brightness; the last ``num_val`` images are id_val; two images a patient."""
     truth = np.arange(num) % 2
     return Dataset(
-        images=images(truth, size_px, seed),
+        images=Memory(images(truth, size_px, seed)),
         labels=np.repeat(truth.astype(np.float32)[:, None], findings, axis=1),
         patients=np.array([f"p{index // 2:03d}" for index in range(num)]),
         train=np.arange(num - num_val),
@@ -91,11 +105,12 @@ def engine(data, backbone=BACKBONE, seed=1, **changes):
     for name, value in changes.items():
         setattr(made, name, value)
     if not made.features.size:
-        from pipeline.training.feed import to_grey
+        from pipeline.training.feed import to_unit
 
         with torch.no_grad():
-            grey = to_grey(data.images[np.arange(len(data.images))], torch.device("cpu"), torch.contiguous_format)
-            made.features = made.pretrained().eval().features(grey).numpy()
+            every = data.images.read(np.arange(len(data.images)))
+            unit = to_unit(every, torch.device("cpu"), torch.contiguous_format)
+            made.features = made.pretrained().eval().features(unit).numpy()
     return made
 
 
@@ -145,7 +160,7 @@ def image_name(index: int) -> str:
 def write_gather(folder: Path, num: int = 32, finding: str = "opacity") -> Path:
     """Three quarters train, the rest id_val."""
     truth = np.arange(num) % 2
-    write_images(images(truth), 32, folder)
+    write_store(images(truth), np.arange(num)[:, None], PlaneFormat(32, 8), folder)
     names = [image_name(index) for index in range(num)]
     samples = pd.DataFrame(
         {
@@ -182,7 +197,9 @@ def write_sites(root: Path, finding: str = "opacity", per_split: int = 6) -> Non
                     {"image_id": name, "patient_id": f"patient-{name}", "site": site, "role": role, "split": split}
                 )
         truth = np.arange(len(names)) % 2
-        write_images(images(truth, seed=len(site)), 32, root / "images" / site)
+        write_store(
+            images(truth, seed=len(site)), np.arange(len(names))[:, None], PlaneFormat(32, 8), root / "images" / site
+        )
         write_table(
             Images,
             [

@@ -16,7 +16,7 @@ before they stand. The intervals of sensitivity and specificity take the thresho
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import expit
 
+from pipeline.analysis.aggregate import Aggregation
 from pipeline.errors import PipelineError
 from pipeline.metrics.binary import (
     METRICS,
@@ -58,7 +59,10 @@ class PredictionsError(PipelineError, ValueError):
 
 
 class EvaluateParams(StrictParams):
-    """How predictions are evaluated."""
+    """How predictions are evaluated.
+
+    ``unit``: what counts as one case; of a study's images the predictions are brought together as ``aggregate`` says.
+    """
 
     seed: Seed
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
@@ -66,6 +70,8 @@ class EvaluateParams(StrictParams):
     specificity: Fraction = 0.9
     ece_bins: Annotated[int, Field(ge=1, le=1000)] = 15
     reliability_bins: Annotated[int, Field(ge=1, le=1000)] = 10
+    unit: Literal["image", "study"] = "image"
+    aggregate: Aggregation = "mean"
 
 
 @dataclass(frozen=True)

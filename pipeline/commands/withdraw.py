@@ -39,7 +39,7 @@ from pipeline.params import load_names
 from pipeline.tables import Manifest, read_table, write_table
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, read_withdrawn, write_withdrawn
 
-SCRATCH = Path(".checkpoints") / "ingest"
+SCRATCH = tuple(Path(".checkpoints") / stage for stage in ("ingest", "preprocess"))
 _PARQUET = b"PAR1"
 _ROW_IDS = ("patient_id", "image_id", "source_id", "duplicate_of")  # columns that say whose a row is
 _MODEL_CARD = "model.json"
@@ -350,15 +350,12 @@ def use_of(samples: pd.DataFrame, patient: str, card: Mapping[str, Any]) -> str 
     if card["label_fraction"] == 1.0:
         return "train"
     # torch takes seconds to import and is needed for this alone
-    from pipeline.stages.finetune import FinetuneParams, Run, restrict
-    from pipeline.training.feed import Dataset
+    from pipeline.stages.finetune import Run, annotated
 
     run = Run(**{name: card[name] for name in ("backbone", "method", "seed", "label_fraction", "draw")})
     train = np.flatnonzero((samples["split"] == "train").to_numpy(bool))
-    nothing = np.empty((len(samples), 0), np.float32)
-    data = Dataset(np.empty((0, 0, 0), np.uint8), nothing, samples["patient_id"].to_numpy(str), train, train[:0])
-    chosen = restrict(data, run, FinetuneParams.model_construct(permute_labels=False)).train
-    return "train" if patient in set(data.patients[chosen]) else "fraction"
+    patients = samples["patient_id"].to_numpy(str)
+    return "train" if patient in set(patients[annotated(train, patients, run)]) else "fraction"
 
 
 def list_models(cache: Cache, productions: Iterable[Production], identity: Identity, study: Path) -> list[ModelRun]:
@@ -527,7 +524,8 @@ def withdraw(repo: Any, study: Path, patient: str, *, delete_models: bool, dry_r
         delete(path)
     for path in workspace.manifests:
         cut_manifest(path, identity.sources)
-    delete(study / SCRATCH)  # made again by the next ingest
+    for scratch in SCRATCH:
+        delete(study / scratch)  # made again by the next run
     for oid in tqdm(objects, desc="deleting", unit="object", mininterval=0.5):
         delete(cache.objects[oid])
     for record in records:

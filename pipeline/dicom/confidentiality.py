@@ -14,11 +14,13 @@ from pipeline.tables import ACTIONS
 
 _TABLE = Path(__file__).with_suffix(".txt")
 
-# What goes on as a pseudonym, a shifted day, a capped age (the birth date enters it) or a term of a vocabulary ...
+# What goes on as a pseudonym, a shifted day, a capped age (the birth date enters it), letters of directions or a term
+# of a vocabulary ...
 REPLACED = tuple(
     """
     PatientID StudyInstanceUID SeriesInstanceUID SOPInstanceUID StudyDate PatientAge PatientBirthDate PatientSex
     Manufacturer ManufacturerModelName Modality ViewPosition BodyPartExamined Laterality ImageLaterality
+    PatientOrientation ImageOrientationPatient
     """.split()
 )
 # ... and as the number or code that it is, or as what makes the picture.

@@ -118,6 +118,40 @@ class SeriesGeometry:
     flaws: tuple[str, ...]
 
 
+_LETTERS = ("LR", "PA", "HF")  # towards growing and falling x, y and z of the patient's system, PS3.3 C.7.6.2.1.1
+
+
+def letters_of(orientation: Sequence[float]) -> str | None:
+    """The directions in which columns and rows increase, as two of LRPAHF: of an oblique plane the nearest.
+
+    Args:
+        orientation: direction cosines of the rows, then of the columns, see ``Plane``.
+
+    Returns:
+        "LP" for the usual axial image; None where both lie nearest to one axis.
+    """
+    letters = ""
+    for vector in (orientation[:3], orientation[3:]):
+        axis = max(range(3), key=lambda index: abs(vector[index]))
+        letters += _LETTERS[axis][vector[axis] < 0]
+    return letters if _is_plane(letters) else None
+
+
+def patient_orientation(part: Part) -> str | None:
+    """The same from Patient Orientation (PS3.3 C.7.6.1.1.1), of each direction the letter that leads."""
+    try:
+        values = texts(part, "PatientOrientation")
+    except MalformedError:
+        return None
+    letters = "".join(value[:1] for value in values)
+    return letters if len(values) == 2 and len(letters) == 2 and _is_plane(letters) else None
+
+
+def _is_plane(letters: str) -> bool:
+    axes = [axis for letter in letters for axis, pair in enumerate(_LETTERS) if letter in pair]
+    return len(axes) == 2 and axes[0] != axes[1]
+
+
 def plane_of(part: Part, frame: int) -> Plane | None:
     """Where a frame lies, from its functional groups (PS3.3 C.7.6.16.2.3, C.7.6.16.2.4) or else the top level.
 

@@ -20,7 +20,7 @@ from pipeline.dicom.attributes import (
     texts,
 )
 from pipeline.dicom.confidentiality import count_treatments
-from pipeline.dicom.geometry import Plane, plane_of
+from pipeline.dicom.geometry import Plane, letters_of, patient_orientation, plane_of
 from pipeline.dicom.layout import PixelFormat, read_layout
 from pipeline.dicom.pixels import modality_transform
 from pipeline.dicom.refusal import Quarantine, Refusal
@@ -122,9 +122,14 @@ def describe(content: bytes, params: IngestParams, *, site: str, issuer: str, ke
     """
     parsed, fmt = read_header(content, params)
     check_policy(parsed, fmt, params)
+    rows = instance_rows(parsed, fmt, site=site, issuer=issuer, key=key)
+    planes = [_plane(parsed.main, frame, params, key) for frame in range(fmt.frames)]
+    stated = patient_orientation(parsed.main)
+    for row, plane in zip(rows, planes, strict=True):
+        row["orientation"] = stated if plane is None else letters_of(plane.orientation)
     return Description(
-        instance_rows(parsed, fmt, site=site, issuer=issuer, key=key),
-        [_plane(parsed.main, frame, params, key) for frame in range(fmt.frames)],
+        rows,
+        planes,
         file_notes(parsed, fmt),
         count_treatments(parsed.tags, [*parsed.meta.elements, *parsed.main.elements]),
     )

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class Rescale:
     intercept: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A lookup table (PS3.3 C.11.1.1.1): ``entries`` (n,) int64 for inputs ``first``, ``first`` + 1, ..."""
 
@@ -89,19 +90,30 @@ def stored_values(parsed: Parsed, fmt: PixelFormat, frame: int) -> Values:
     Raises:
         Refusal: decode_error; pixel_header_mismatch for a malformed palette.
     """
-    if fmt.codestreams:
-        samples, bits, photometric = _decoded(parsed, fmt, frame)
-    else:
-        samples, bits, photometric = _native(parsed, fmt, frame), fmt.bits_stored, fmt.photometric
+    samples, bits, photometric = _samples(parsed, fmt, frame)
     if fmt.keyword != "PixelData":
         return samples
-    high_bit = fmt.high_bit if bits == fmt.bits_stored else bits - 1
-    values = _masked(samples.astype(f"u{fmt.bits_allocated // 8}", copy=False), bits, high_bit, fmt.signed)
+    values = _masked(samples, bits, _high_bit(fmt, bits), fmt.signed)
     if fmt.photometric == "PALETTE COLOR":
         return np.stack([table(values) for table in _palette(parsed, fmt)], axis=-1).astype(np.uint16)
     if fmt.samples == 3 and photometric in ("YBR_FULL", "YBR_FULL_422"):
         return np.asarray(convert_color_space(values.astype(np.uint8), "YBR_FULL", "RGB"))
     return values
+
+
+def _samples(parsed: Parsed, fmt: PixelFormat, frame: int) -> tuple[Values, int, str]:
+    """One frame in containers of BitsAllocated, unmasked; how many bits of them count; colour space."""
+    if fmt.codestreams:
+        samples, bits, photometric = _decoded(parsed, fmt, frame)
+    else:
+        samples, bits, photometric = _native(parsed, fmt, frame), fmt.bits_stored, fmt.photometric
+    if fmt.keyword == "PixelData":
+        samples = samples.astype(f"u{fmt.bits_allocated // 8}", copy=False)
+    return samples, bits, photometric
+
+
+def _high_bit(fmt: PixelFormat, bits: int) -> int:
+    return fmt.high_bit if bits == fmt.bits_stored else bits - 1
 
 
 def modality_transform(parsed: Parsed, fmt: PixelFormat, frame: int) -> ModalityTransform:
@@ -168,11 +180,9 @@ def modality_image(parsed: Parsed, fmt: PixelFormat, frame: int) -> ModalityImag
     Raises:
         Refusal: see ``modality_values``; corrupt_structure where the polarity cannot be read.
     """
-    stored = stored_values(parsed, fmt, frame)
-    values = _transformed(stored, modality_transform(parsed, fmt, frame))
     if fmt.is_colour:
         bits = _palette(parsed, fmt)[0].bits if fmt.samples == 1 else fmt.bits_stored
-        return ModalityImage(_luma(values), Range(0.0, 2.0**bits - 1.0), False)
+        return ModalityImage(_luma(modality_values(parsed, fmt, frame)), Range(0.0, 2.0**bits - 1.0), False)
     try:
         shape = text(parsed.main, "PresentationLUTShape")
     except MalformedError:
@@ -181,7 +191,30 @@ def modality_image(parsed: Parsed, fmt: PixelFormat, frame: int) -> ModalityImag
         fmt.photometric == "MONOCHROME1"  # PS3.3 C.7.6.3.1.2: the minimum is white
         or shape == "INVERSE"  # PS3.3 C.11.6: the same, so only once
     )
-    return ModalityImage(values, header_voi(parsed, frame), inverted, _padding(parsed, fmt, stored))
+    voi, transform, padding = header_voi(parsed, frame), modality_transform(parsed, fmt, frame), _padding(parsed, fmt)
+    samples, bits, _ = _samples(parsed, fmt, frame)
+    if fmt.keyword != "PixelData":
+        return ModalityImage(_transformed(samples, transform), voi, inverted, _within(samples, padding))
+    high_bit = _high_bit(fmt, bits)
+    if samples.dtype.itemsize > 2:
+        stored = _masked(samples, bits, high_bit, fmt.signed)
+        return ModalityImage(_transformed(stored, transform), voi, inverted, _within(stored, padding))
+    # A value for whatever 8 or 16 bits can be, by the same functions; the pixels are its index.
+    stored, values = _code_values(samples.dtype.itemsize, bits, high_bit, fmt.signed, transform)
+    if not np.isfinite(values).all() and not np.isfinite(values[samples]).all():
+        raise Refusal("invalid_rescale", "values beyond the range of float32")
+    return ModalityImage(values, voi, inverted, _within(stored, padding), samples)
+
+
+@lru_cache(maxsize=4)
+def _code_values(
+    width: int, bits: int, high_bit: int, signed: bool, transform: ModalityTransform
+) -> tuple[Values, Floats]:
+    """Stored and modality value of every container of ``width`` bytes; kept, since a series' files share them."""
+    stored = _masked(np.arange(2 ** (8 * width), dtype=f"u{width}"), bits, high_bit, signed)
+    values = _applied(stored, transform)
+    stored.flags.writeable = values.flags.writeable = False
+    return stored, values
 
 
 def header_voi(parsed: Parsed, frame: int) -> Voi | None:
@@ -328,15 +361,20 @@ def _masked(values: Values, bits: int, high_bit: int, signed: bool) -> Values:
 
 
 def _transformed(stored: Values, transform: ModalityTransform) -> Floats:
+    values = _applied(stored, transform)
+    if not np.isfinite(values).all():
+        raise Refusal("invalid_rescale", "values beyond the range of float32")
+    return values
+
+
+def _applied(stored: Values, transform: ModalityTransform) -> Floats:
+    """Modality values, infinite where float32 has not the range."""
     if isinstance(transform, Table):
         return transform(stored).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         if transform is not None:
             stored = stored * np.float64(transform.slope) + transform.intercept
-        values = stored.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise Refusal("invalid_rescale", "values beyond the range of float32")
-    return values
+        return stored.astype(np.float32)
 
 
 def _luma(colour: Floats) -> Floats:
@@ -441,8 +479,8 @@ def _number(part: Part, keyword: str) -> float | None:
         return None
 
 
-def _padding(parsed: Parsed, fmt: PixelFormat, stored: Values) -> npt.NDArray[np.bool_] | None:
-    """Where stored values lie in the padding range (PS3.3 C.7.5.1.1.2), None where the header names none.
+def _padding(parsed: Parsed, fmt: PixelFormat) -> tuple[float, float] | None:
+    """The least and the greatest stored value that is padding (PS3.3 C.7.5.1.1.2), None where the header names none.
 
     Some writers give signed values as US; the sign is the pixels' own.
     """
@@ -453,5 +491,8 @@ def _padding(parsed: Parsed, fmt: PixelFormat, stored: Values) -> npt.NDArray[np
     if not value:
         return None
     low, high = sorted((value[0], (limit or value)[0]))
-    mask = (stored >= low) & (stored <= high)
-    return mask if mask.any() else None
+    return low, high
+
+
+def _within(stored: Values, bounds: tuple[float, float] | None) -> npt.NDArray[np.bool_] | None:
+    return None if bounds is None else (stored >= bounds[0]) & (stored <= bounds[1])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline import cli
+from pipeline.analysis.aggregate import to_studies
 from pipeline.analysis.evaluation import EvaluateParams, evaluate
 from pipeline.params import check_versions, load_params
 from pipeline.splits import SplitParams
@@ -39,6 +40,8 @@ def main() -> None:
     params = load_params(EvaluateParams, "evaluate", args.params)
     sides = load_params(SplitParams, "split", args.params)
     predictions = read_table(Predictions, args.predict / "predictions.parquet")
+    if params.unit == "study":
+        predictions = to_studies(predictions, params.aggregate)
     result = evaluate(predictions, params, sides.source, sides.target)
     write_table(Metrics, result.metrics, args.out / "metrics.parquet")
     write_table(Calibration, result.calibration, args.out / "calibration.parquet")

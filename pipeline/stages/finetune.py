@@ -9,19 +9,20 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from pydantic import Field, field_validator
 
 from pipeline import cli
 from pipeline.errors import PipelineError
-from pipeline.imaging.store import open_images
+from pipeline.imaging.store import Store
 from pipeline.params import ParamsError, Seed, check_versions, load_params, nearest, read_params_file, section_of
 from pipeline.splits import label_order
 from pipeline.tables import Curves, Labels, Samples, read_table, write_table
 from pipeline.training.checkpoints import load_weights, save_model
 from pipeline.training.determinism import ComputeParams, make_fabric, memory_format
 from pipeline.training.engine import Engine
-from pipeline.training.feed import Dataset
+from pipeline.training.feed import Dataset, Indices
 from pipeline.training.loop import LoopParams
 
 
@@ -81,7 +82,7 @@ def load_dataset(gather: Path) -> tuple[Dataset, list[str]]:
     wide = labels.set_index(["image_id", "finding"])["label"].unstack().reindex(samples["image_id"])  # noqa: PD010 - a key is unique; nothing to aggregate
     index = samples["array_index"].to_numpy(np.int64)
     dataset = Dataset(
-        images=open_images(gather),
+        images=Store(gather),
         labels=wide.astype("Float32").to_numpy(np.float32, na_value=np.nan),
         patients=samples["patient_id"].to_numpy(str),
         train=index[(samples["split"] == "train").to_numpy(bool)],
@@ -90,13 +91,18 @@ def load_dataset(gather: Path) -> tuple[Dataset, list[str]]:
     return dataset, [str(finding) for finding in wide.columns]
 
 
+def annotated(train: Indices, patients: npt.NDArray[np.str_], run: Run) -> Indices:
+    """The training images that a run's label budget annotates: those of the first patients of its draw's order."""
+    if run.label_fraction == 1.0:
+        return train
+    order = label_order(run.draw, run.draw, patients[train].tolist())
+    chosen = set(order[: max(2, round(run.label_fraction * len(order)))])
+    return train[[patient in chosen for patient in patients[train]]]
+
+
 def restrict(data: Dataset, run: Run, params: FinetuneParams) -> Dataset:
     """The data of one run: the first patients of its draw's order, and permuted labels where asked for."""
-    train = data.train
-    if run.label_fraction < 1.0:
-        order = label_order(run.draw, run.draw, data.patients[train].tolist())
-        chosen = set(order[: max(2, round(run.label_fraction * len(order)))])
-        train = train[[patient in chosen for patient in data.patients[train]]]
+    train = annotated(data.train, data.patients, run)
     labels = data.labels
     if params.permute_labels:
         labels = labels.copy()
@@ -110,11 +116,13 @@ def model_card(
 ) -> dict[str, Any]:
     """What stands beside a model's weights: all that loading it needs, and what it was made from."""
     scratch = run.method == "scratch"
+    channels = data.images.shape[1]
     return {
         **vars(run),
         "run": run.name,
         "findings": findings,
-        "input": weights_card["input"],
+        "channels": channels,
+        "input": weights_card["input"] if channels in (1, 3) else model.input_spec,
         "initialisation": "scratch" if scratch else weights_card["initialisation"],
         "weights_name": None if scratch else weights_card["name"],
         "weights_sha256": None if scratch else weights_card["sha256"],

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from pipeline import cli
 from pipeline.errors import PipelineError
-from pipeline.imaging.store import INDEX_FILE, open_images
+from pipeline.imaging.store import INDEX_FILE, Store
 from pipeline.params import check_versions, load_names, load_params
 from pipeline.splits import SplitParams
 from pipeline.tables import (
@@ -40,7 +40,7 @@ def rows_of_run(
     for position, finding in enumerate(card["findings"]):
         values = logits[:, position].astype(np.float64)
         frames.append(
-            part[["image_id", "patient_id", "split"]].assign(
+            part[["image_id", "patient_id", "study_id", "split"]].assign(
                 site=site,
                 finding=finding,
                 logit=values,
@@ -96,7 +96,7 @@ def main() -> None:
         )
         for site in params.sites
     }
-    stores = {site: open_images(args.images / site) for site in params.sites}
+    stores = {site: Store(args.images / site) for site in params.sites}
     protocol = "+".join(params.source)
     folders = model_folders(args.models, jobs)
     frames, cards = [], []

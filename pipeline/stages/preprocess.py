@@ -1,17 +1,24 @@
-"""Decode one site's images once and write the arrays a network trains on: VOI, polarity, padding, geometry."""
+"""Decode one site's images once and write the arrays a network trains on: VOI, polarity, padding, geometry.
+
+Shards of the last run are kept in .checkpoints/: of a site where one file changed, one file is decoded.
+"""
 
 import hashlib
+import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import cli
 from pipeline.datasets.common import Source
@@ -19,15 +26,32 @@ from pipeline.datasets.inventory import identify, read_regular
 from pipeline.datasets.registry import load_adapter, load_site
 from pipeline.dicom.headers import IngestParams
 from pipeline.dicom.pixels import describe_voi
-from pipeline.dicom.refusal import Refusal
+from pipeline.dicom.refusal import Quarantine, Refusal
 from pipeline.errors import PipelineError, where_it_arose
 from pipeline.executor import ordered_map
-from pipeline.imaging.geometry import fit_square
-from pipeline.imaging.intensity import NAMED_WINDOWS, ModalityImage, Voi, Window, display_grey
-from pipeline.imaging.store import INDEX_FILE, write_images
+from pipeline.imaging.geometry import Sampling, place, resample, turn_to_standard
+from pipeline.imaging.intensity import (
+    NAMED_WINDOWS,
+    Grey,
+    ModalityImage,
+    Percentiles,
+    VoiRule,
+    Window,
+    ZScore,
+    display_grey,
+)
+from pipeline.imaging.reuse import Entry, KeptShard, LastRun, keep, publish
+from pipeline.imaging.store import INDEX_FILE, PlaneFormat, Shard, num_shards, shard_name, write_index, write_planes
+from pipeline.imaging.volumes import stack
 from pipeline.key import load_key
 from pipeline.params import StrictParams, check_versions, load_params
-from pipeline.tables import Exclusions, Images, Instances, read_table, write_table
+from pipeline.scratch import code_fingerprint, locked
+from pipeline.tables import Exclusions, Images, Instances, RowWriter, read_table, write_table
+
+CHECKPOINTS = Path(".checkpoints") / "preprocess"
+_MADE_BY = ("dicom", "datasets", "imaging")  # packages beside this module that decide a plane's bytes
+_PACKAGES = ("numpy", "opencv-python-headless", "pydicom", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm")
+_NOT_KEPT = frozenset({"unreadable", "defect"})  # may go better the next time
 
 
 class WindowParams(StrictParams):
@@ -37,93 +61,254 @@ class WindowParams(StrictParams):
     width: float = Field(ge=1.0)
 
 
+class PercentileParams(StrictParams):
+    """From one percentile of each image's values to another."""
+
+    percentiles: list[float] = Field(min_length=2, max_length=2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PercentileParams":
+        low, high = self.percentiles
+        if not 0.0 <= low < high <= 100.0:
+            raise ValueError(f"percentiles must be two of 0 to 100, the lower first; got {self.percentiles}")
+        return self
+
+
+class ZScoreParams(StrictParams):
+    """Each image's mean plus and minus so many of its standard deviations."""
+
+    z_score: float = Field(gt=0.0, le=100.0)
+
+
+VoiName = Literal["header", "soft_tissue", "lung", "bone", "brain", "mediastinum"]
+VoiParams = VoiName | WindowParams | PercentileParams | ZScoreParams
+
+
 class PreprocessParams(StrictParams):
     """Section ``preprocess``.
 
-    ``voi``: "header" takes each file's own VOI LUT or window (the range of its values where it has none), a
-    name or a centre and width the same for all.
+    ``voi``: "header" takes each file's own VOI LUT or window (the range of its values where it has none), a name or
+    a centre and width the same for all; ``percentiles`` and ``z_score`` are for modalities without absolute units (MR).
+    Three of them become the three channels. ``spacing_mm`` makes pixels of that size, cut or padded to the square; else
+    ``fit`` shows the whole image ("pad") or fills the square ("crop"). ``detector_spacing`` lets Imager Pixel Spacing
+    stand in where there is no Pixel Spacing (it is up to a third too large: no correction for magnification).
+    ``orientation``: "standard" turns images whose header says how they lie to the usual display. ``neighbours``: so
+    many slices, by position, are an image's channels (2.5D). ``bits``: of a pixel.
     """
 
     size_px: int = Field(ge=16, le=2048)
-    voi: Literal["header", "soft_tissue", "lung", "bone", "brain", "mediastinum"] | WindowParams
+    voi: VoiParams | list[VoiParams]
+    spacing_mm: float | None = Field(default=None, gt=0.0, le=100.0)
+    detector_spacing: bool = False
+    fit: Literal["pad", "crop"] = "pad"
+    orientation: Literal["standard", "as_stored"] = "standard"
+    neighbours: int = Field(default=1, ge=1, le=15)
+    bits: Literal[8, 16] = 8
 
-    def chosen_voi(self) -> Voi | None:
-        """The VOI that overrides the header's; None for the header's."""
-        if isinstance(self.voi, WindowParams):
-            return Window(self.voi.center, self.voi.width)
-        return None if self.voi == "header" else NAMED_WINDOWS[self.voi]
+    @model_validator(mode="after")
+    def _channels(self) -> "PreprocessParams":
+        if isinstance(self.voi, list) and len(self.voi) != 3:
+            raise ValueError(f"voi: one, or three for the three channels; got {len(self.voi)}")
+        if self.neighbours % 2 == 0:
+            raise ValueError(f"neighbours must be odd, the slice itself in the middle; got {self.neighbours}")
+        if isinstance(self.voi, list) and self.neighbours > 1:
+            raise ValueError("channels are three windows or neighbouring slices, not both")
+        return self
+
+    @property
+    def rules(self) -> tuple[VoiRule | None, ...]:
+        """What makes each plane of an image; None for the header's VOI."""
+        return tuple(_rule(one) for one in (self.voi if isinstance(self.voi, list) else [self.voi]))
+
+
+def _rule(params: VoiParams) -> VoiRule | None:
+    if isinstance(params, WindowParams):
+        return Window(params.center, params.width)
+    if isinstance(params, PercentileParams):
+        return Percentiles(*params.percentiles)
+    if isinstance(params, ZScoreParams):
+        return ZScore(params.z_score)
+    return None if params == "header" else NAMED_WINDOWS[params]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An image to make: its frame in the file, and the shape of its pixels."""
+    """An image to make: its frame in the file, and how its pixels lie.
+
+    ``row_spacing`` and ``column_spacing`` are in millimetres where ``known_mm``, else only their ratio counts.
+    """
 
     image_id: str
     frame: int
-    row_to_column_spacing: float
+    row_spacing: float
+    column_spacing: float
+    known_mm: bool
+    orientation: str | None
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs for all images of one file."""
+    """What a worker needs for all images of one file; ``stamp`` says what file and frames these are."""
 
     adapter: str
     source_id: str
     source: Source
     policy: IngestParams
     frames: tuple[Frame, ...]
-    size_px: int
-    voi: Voi | None
+    params: PreprocessParams
+    stamp: str
 
 
 @dataclass(frozen=True)
 class Made:
-    """One image: its row for ``tables.Images`` without the index, and its pixels; or the refusal of its file."""
+    """What became of a file: rows for ``tables.Images`` without the index and planes in order, or its refusal."""
 
-    row: dict[str, Any]
-    pixels: npt.NDArray[np.uint8] | None
+    rows: list[dict[str, Any]]
+    planes: list[Grey]
     refusal: tuple[str, str, str] | None = None  # outcome, reason, detail
 
 
-def make_images(task: Task) -> list[Made]:
+def make_images(task: Task) -> Made:
     """All images of one file; a file is used whole or not at all.
 
     An unexpected error is a refusal with outcome "defect" and the line where it arose: it costs this file alone.
     """
+    rows: list[dict[str, Any]] = []
+    planes: list[Grey] = []
     try:
+        if task.params.spacing_mm is not None and not all(frame.known_mm for frame in task.frames):
+            raise Quarantine("invalid_spacing", "no pixel spacing, which preprocess.spacing_mm needs")
         content = read_regular(task.source, task.policy.max_bytes)
         numbers = [frame.frame for frame in task.frames]
         images = load_adapter(task.adapter).read_images(content, numbers, task.policy)
-        return [_make(task, image, frame) for frame, image in zip(task.frames, images, strict=True)]
+        for frame, image in zip(task.frames, images, strict=True):
+            row, made = make_image(image, frame, task.params, task.policy.max_pixels)
+            rows.append(row)
+            planes.extend(made)
     except OSError as error:
-        refusal = ("rejected", "unreadable", type(error).__name__)
+        return Made([], [], ("rejected", "unreadable", type(error).__name__))
     except Refusal as refused:
-        refusal = (refused.outcome, refused.reason, refused.detail)
+        return Made([], [], (refused.outcome, refused.reason, refused.detail))
     except Exception as error:
-        refusal = ("defect", "defect", f"{type(error).__name__} at {where_it_arose(error)}")
-    return [Made({}, None, refusal)]
+        return Made([], [], ("defect", "defect", f"{type(error).__name__} at {where_it_arose(error)}"))
+    return Made(rows, planes)
 
 
-def decoder_died(task: Task) -> list[Made]:
+def decoder_died(task: Task) -> Made:
     """A file whose decoder took its process down, twice."""
     del task
-    return [Made({}, None, ("rejected", "decode_error", "the decoder crashed"))]
+    return Made([], [], ("rejected", "decode_error", "the decoder crashed"))
 
 
-def _make(task: Task, image: ModalityImage, frame: Frame) -> Made:
-    grey, voi = display_grey(image, task.voi)
-    square, placement = fit_square(grey, task.size_px, frame.row_to_column_spacing)
-    name, center, width = describe_voi(voi)
+def make_image(
+    image: ModalityImage, frame: Frame, params: PreprocessParams, max_pixels: int
+) -> tuple[dict[str, Any], list[Grey]]:
+    """One image's row and planes (size_px, size_px): VOI, polarity, padding, whole numbers, orientation, size.
+
+    Raises:
+        Quarantine: invalid_spacing: resampled it would have more than ``max_pixels``.
+    """
+    turn = turn_to_standard(frame.orientation)
+    rows, columns = (image.values if image.index is None else image.index).shape
+    row_spacing, column_spacing = frame.row_spacing, frame.column_spacing
+    if turn.transposed:
+        rows, columns, row_spacing, column_spacing = columns, rows, column_spacing, row_spacing
+    sampling = Sampling(params.size_px, params.spacing_mm, params.fit)
+    placement = place(rows, columns, sampling, row_spacing, column_spacing)
+    if placement.resized_rows * placement.resized_columns > max_pixels:
+        raise Quarantine("invalid_spacing", "resampled to preprocess.spacing_mm it would be too large")
+    planes, told = [], []
+    for rule in params.rules:
+        grey, voi = display_grey(image, rule, params.bits)
+        planes.append(resample(turn(grey), params.size_px, placement))
+        told.append(describe_voi(voi))
     row = {
         "image_id": frame.image_id,
-        "voi": name,
-        "window_center": center,
-        "window_width": width,
+        "voi": "+".join(name for name, _, _ in told),
+        "window_center": told[0][1] if len(told) == 1 else None,
+        "window_width": told[0][2] if len(told) == 1 else None,
         "inverted": image.inverted,
+        **vars(turn),
         **vars(placement),
-        "pixels_sha256": hashlib.sha256(square.tobytes()).hexdigest(),
+        "spacing_mm": columns * column_spacing / placement.resized_columns if frame.known_mm else None,
+        "pixels_sha256": hashlib.sha256(b"".join(plane.tobytes() for plane in planes)).hexdigest(),
     }
-    return Made(row, square)
+    return row, planes
+
+
+@dataclass
+class Written:
+    """What has become of a site so far."""
+
+    rows: RowWriter = field(default_factory=lambda: RowWriter(Images))
+    first_planes: list[int] = field(default_factory=list)  # of each image, its number in the store
+    refused: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    shards: list[Shard] = field(default_factory=list)
+    planes: int = 0
+
+    def add(self, kept: KeptShard, planes_per_image: int) -> None:
+        """Take a shard that is whole."""
+        for source_id, entry in kept.entries.items():
+            if entry.refusal is not None:
+                outcome, reason, detail = entry.refusal
+                self.refused[source_id] = (outcome, reason, detail)
+            for position, row in enumerate(entry.rows):
+                self.rows.add([{**row, "array_index": len(self.first_planes)}])
+                self.first_planes.append(self.planes + entry.first + position * planes_per_image)
+        if kept.shard.planes:
+            self.shards.append(kept.shard)
+        self.planes += kept.shard.planes
+
+
+def make_shards(
+    folder: Path, tasks: Sequence[Task], form: PlaneFormat, planes_per_image: int, site: str, workers: int | None
+) -> Written:
+    """All shards of a site, in ``folder``: as they are where nothing in them changed, else of old and new planes.
+
+    A file's pseudonym says which shard it is in, so that files that come and go leave the others' shards alone.
+    """
+    count = num_shards(sum(len(task.frames) for task in tasks) * planes_per_image, form)
+    last = LastRun(folder, form, f"check {site}")
+    missing = [task for task in tasks if not last.has(task.source_id, task.stamp)]
+    fresh = ordered_map(
+        make_images, missing, description=f"preprocess {site}", name_of=attrgetter("source_id"), isolate=True,
+        on_death=decoder_died, workers=workers,
+    )  # fmt: skip
+    written = Written()
+    with closing(fresh):
+        for number, group in groupby(tasks, key=lambda task: int(task.source_id[:4], 16) * count >> 16):
+            written.add(
+                _make_shard(folder / shard_name(number, count), list(group), last, fresh, form), planes_per_image
+            )
+        for _ in fresh:  # it ends after its last result: workers close, the bar stands at its end
+            raise RuntimeError("more results than files")
+    return written
+
+
+def _make_shard(path: Path, tasks: list[Task], last: LastRun, fresh: Iterator[Made], form: PlaneFormat) -> KeptShard:
+    kept = last.shard_of(path.name, {task.source_id: task.stamp for task in tasks})
+    if kept is not None:
+        return kept
+    entries: dict[str, Entry] = {}
+
+    def planes() -> Iterator[Grey]:
+        first = 0
+        for task in tasks:
+            if last.has(task.source_id, task.stamp):
+                entry, pixels = last.get(task.source_id)
+                entries[task.source_id] = entry._replace(first=first)
+                yield from pixels
+            else:
+                made = next(fresh)
+                refusal = list(made.refusal) if made.refusal else None
+                stamp = "" if made.refusal and made.refusal[1] in _NOT_KEPT else task.stamp
+                entries[task.source_id] = Entry(stamp, first, len(made.planes), made.rows, refusal)
+                yield from made.planes
+            first += entries[task.source_id].planes
+
+    made = KeptShard(write_planes(planes(), form, path), entries)
+    keep(path.parent, made)
+    return made
 
 
 def main() -> None:
@@ -136,62 +321,106 @@ def main() -> None:
     params = load_params(PreprocessParams, "preprocess", args.params)
     key = load_key(args.params)
     adapter, site = load_site(args.site, args.params)
-    sources = identify(adapter, site, args.site, args.params.parent, key)
+    base = args.params.parent
+    sources = identify(adapter, site, args.site, base, key)
     instances = read_table(Instances, args.ingest / "instances.parquet")
     policy = load_params(IngestParams, "ingest", args.params)
-    tasks = _tasks(instances, sources, site.adapter, policy, params)
-    results = ordered_map(
-        make_images, tasks, description=f"preprocess {args.site}", name_of=attrgetter("source_id"), isolate=True,
-        on_death=decoder_died, workers=args.workers,
-    )  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
+    tasks = make_tasks(instances, sources, site.adapter, policy, params)
+    form = PlaneFormat(params.size_px, params.bits)
+    package = Path(__file__).parents[1]
+    context = [
+        code_fingerprint([Path(__file__), *(package / name for name in _MADE_BY)]),
+        params.model_dump(),
+        policy.model_dump(),
+        [sys.version, *map(version, _PACKAGES)],
+    ]
+    digest = hashlib.sha256(json.dumps([args.site, site.adapter, context], sort_keys=True).encode()).hexdigest()
+    checkpoints = base / CHECKPOINTS
+    with locked(checkpoints, args.site):
+        folder = _only(checkpoints, args.site, digest[:32])
+        written = make_shards(folder, tasks, form, len(params.rules), args.site, args.workers)
+        images = written.rows.finish().to_pandas()
+        first_planes = np.array(written.first_planes, np.int64)
+        if params.neighbours > 1:
+            images, channels, unstacked = stack(images, first_planes, instances, params.neighbours)
+            written.refused |= dict.fromkeys(unstacked, ("quarantined", "inconsistent_geometry", "not a whole series"))
+        else:
+            channels = first_planes[:, None] + np.arange(len(params.rules))
+        if not len(images):
+            counts = Counter(reason for _, reason, _ in written.refused.values())
+            raise PipelineError(
+                f"site {args.site}: none of {len(tasks)} files can be used: {dict(sorted(counts.items()))}"
+            )
+        publish(folder, written.shards, args.out)
+    write_index(written.shards, channels, form, args.out)
+    write_table(Images, images, args.out / INDEX_FILE)
+    _write_exclusions(written.refused, args.site, args.out)
+    print(f"{args.site}: {len(images)} images of {params.size_px} px, {len(written.refused)} files excluded")
 
-    def pixels() -> Iterator[npt.NDArray[np.uint8]]:
-        for task, made in zip(tasks, results, strict=True):
-            for image in made:
-                if image.refusal is not None:
-                    outcome, reason, detail = image.refusal
-                    row = {"source_id": task.source_id, "outcome": outcome, "reason": reason, "detail": detail}
-                    refused.append(row)
-                    if outcome == "defect":
-                        print(f"DEFECT over source {task.source_id}: {detail}; please report it", file=sys.stderr)
-                elif image.pixels is not None:
-                    rows.append({**image.row, "array_index": len(rows)})
-                    yield image.pixels
 
-    write_images(pixels(), params.size_px, args.out)
-    if not rows:
-        raise PipelineError(f"site {args.site}: none of {len(tasks)} files could be decoded")
-    write_table(Images, rows, args.out / INDEX_FILE)
-    exclusions = [{**row, "stage": "preprocess", "site": args.site} for row in refused]
-    write_table(Exclusions, exclusions, args.out / "exclusions.parquet")
-    print(f"{args.site}: {len(rows)} images of {params.size_px} px, {len(refused)} files excluded")
+def _write_exclusions(refused: Mapping[str, tuple[str, str, str]], site: str, out: Path) -> None:
+    rows = [
+        {
+            "source_id": source_id, "stage": "preprocess", "site": site,
+            "outcome": outcome, "reason": reason, "detail": detail,
+        }
+        for source_id, (outcome, reason, detail) in refused.items()
+    ]  # fmt: skip
+    write_table(Exclusions, rows, out / "exclusions.parquet")
+    for row in rows:
+        if row["outcome"] == "defect":
+            print(f"DEFECT over source {row['source_id']}: {row['detail']}; please report it", file=sys.stderr)
 
 
-def _tasks(
+def make_tasks(
     instances: pd.DataFrame, sources: Mapping[str, Source], adapter: str, policy: IngestParams, params: PreprocessParams
 ) -> list[Task]:
+    """A task a file, in the order of their pseudonyms.
+
+    Raises:
+        PipelineError: a file is no longer there.
+    """
     ordered = instances.sort_values(["source_id", "frame"])
-    columns = ["row_spacing_mm", "column_spacing_mm", "imager_row_spacing_mm", "imager_column_spacing_mm"]
-    rows = ordered[["source_id", "image_id", "frame", *columns]].to_dict("records")
+    spacings = ["row_spacing_mm", "column_spacing_mm", "imager_row_spacing_mm", "imager_column_spacing_mm"]
+    columns = ["source_id", "source_hmac", "image_id", "frame", "modality", "orientation", *spacings]
+    rows = ordered[columns].astype({"orientation": object, "modality": object}).to_dict("records")
     tasks = []
     for source_id, group in groupby(rows, key=lambda row: row["source_id"]):
         if source_id not in sources:
             raise PipelineError("the raw folder has changed since ingest; run `dvc repro` from ingest on")
-        frames = tuple(
-            Frame(row["image_id"], int(row["frame"]), _aspect(*(row[column] for column in columns))) for row in group
-        )
-        tasks.append(Task(adapter, source_id, sources[source_id], policy, frames, params.size_px, params.chosen_voi()))
+        of_file = list(group)
+        frames = tuple(_frame(row, [row[name] for name in spacings], params) for row in of_file)
+        told = json.dumps([of_file[0]["source_hmac"], [list(vars(frame).values()) for frame in frames]])
+        stamp = hashlib.sha256(told.encode()).hexdigest()[:32]
+        tasks.append(Task(adapter, source_id, sources[source_id], policy, frames, params, stamp))
     return tasks
 
 
-def _aspect(row_mm: float, column_mm: float, imager_row_mm: float, imager_column_mm: float) -> float:
-    """Row over column spacing: in the patient, else at the detector, else square pixels."""
-    for row, column in ((row_mm, column_mm), (imager_row_mm, imager_column_mm)):
-        if np.isfinite(row) and np.isfinite(column):
-            return float(row / column)
-    return 1.0
+def _frame(row: Mapping[str, Any], spacings: Sequence[float], params: PreprocessParams) -> Frame:
+    """Spacing in the patient, else at the detector (as millimetres where that is asked for), else square pixels."""
+    patient, detector = (tuple(map(float, pair)) for pair in (spacings[:2], spacings[2:]))
+    in_patient, at_detector = (bool(np.isfinite(pair).all()) for pair in (patient, detector))
+    row_spacing, column_spacing = patient if in_patient else detector if at_detector else (1.0, 1.0)
+    # Mammograms are hung by breast, not by side.
+    turned = params.orientation == "standard" and row["modality"] != "mg" and not pd.isna(row["orientation"])
+    return Frame(
+        row["image_id"], int(row["frame"]), row_spacing, column_spacing,
+        in_patient or (at_detector and params.detector_spacing), row["orientation"] if turned else None,
+    )  # fmt: skip
+
+
+def _only(checkpoints: Path, site: str, digest: str) -> Path:
+    """The folder of this site and context; those of other contexts are deleted."""
+    folder = checkpoints / f"{site}-{digest}"
+    for other in checkpoints.glob(f"{site}-*"):
+        if other != folder and other.is_dir():
+            for path in other.iterdir():
+                path.unlink()
+            other.rmdir()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for left in folder.glob("*.part"):
+        left.unlink()
+    return folder
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ import hashlib
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
 from ruamel.yaml import YAML
 
 from pipeline import cli
-from pipeline.imaging.store import INDEX_FILE, open_images, read_summary
+from pipeline.imaging.intensity import Grey
+from pipeline.imaging.store import INDEX_FILE, Store, read_summary
 from pipeline.params import StrictParams, load_params, read_params_file
 from pipeline.reporting import html
 from pipeline.reporting.figures import SiteSamples
@@ -92,6 +95,12 @@ def choose(index: pd.DataFrame, labels: pd.DataFrame, splits: pd.DataFrame, per_
     }
 
 
+def as_shown(images: Grey) -> npt.NDArray[np.uint8]:
+    """(N, C, H, W) of a store to (N, H, W) uint8: the middle channel, which of neighbouring slices is the slice."""
+    middle = images[:, images.shape[1] // 2]
+    return (middle >> (8 * middle.dtype.itemsize - 8)).astype(np.uint8)
+
+
 def describe(instances: pd.DataFrame) -> tuple[tuple[str, str], ...]:
     """What a site's headers say, each value once: pairs of attribute and values."""
     found = []
@@ -154,8 +163,8 @@ def main() -> None:
         hashes[f"{site}: pixels"] = str(read_summary(args.images / site)["sha256"])
         for finding, sites in samples.items():
             rows = choose(index, labels[labels["finding"] == finding], splits, params.samples_per_site // 2)
-            store = open_images(args.images / site)
-            sites.append(SiteSamples(site, store[rows[1]], store[rows[0]]))
+            store = Store(args.images / site)
+            sites.append(SiteSamples(site, *(as_shown(store.read(rows[label])) for label in (1, 0))))
     study = Study(
         title=params.title,
         notice=params.notice,

@@ -1,5 +1,6 @@
 """A torchvision backbone with a linear head over our findings, by name from torchvision's own registry."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class InputSpec:
 
 
 class Classifier(nn.Module):
-    """Grey images to one logit a finding: replicate to three channels, normalise, trunk, linear head."""
+    """Images to one logit a finding: one channel becomes three alike, normalise, trunk, linear head."""
 
     mean: Tensor
     std: Tensor
@@ -35,13 +36,18 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
-    def features(self, grey: Tensor) -> Tensor:
-        """(B, 1, H, W) float in [0, 1] to (B, D), what the head sees (in training mode after dropout)."""
-        return self.trunk((grey.expand(-1, 3, -1, -1) - self.mean) / self.std)
+    @property
+    def input_spec(self) -> dict[str, list[float]]:
+        """Mean and standard deviation per channel, as a card has them."""
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 
-    def forward(self, grey: Tensor) -> Tensor:
-        """(B, 1, H, W) float in [0, 1] to logits (B, findings)."""
-        return self.head(self.features(grey))
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) float in [0, 1] to (B, D), what the head sees (in training mode after dropout)."""
+        return self.trunk((images.expand(-1, self.mean.shape[1], -1, -1) - self.mean) / self.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) float in [0, 1] to logits (B, findings)."""
+        return self.head(self.features(images))
 
 
 def architecture(name: str, seed: int) -> nn.Module:
@@ -66,7 +72,9 @@ def input_spec(name: str) -> InputSpec:
     return InputSpec(tuple(transforms.mean), tuple(transforms.std))
 
 
-def build(name: str, num_findings: int, *, seed: int, state: Mapping[str, Tensor] | None) -> Classifier:
+def build(
+    name: str, num_findings: int, *, seed: int, state: Mapping[str, Tensor] | None, channels: int = 1
+) -> Classifier:
     """A classifier whose trunk has the given weights, or random ones, and whose head is drawn from ``seed``.
 
     Args:
@@ -74,6 +82,7 @@ def build(name: str, num_findings: int, *, seed: int, state: Mapping[str, Tensor
         num_findings: outputs of the head.
         seed: of everything that is random here.
         state: a state dict of the whole torchvision model; None leaves the trunk random.
+        channels: of the images; other than one or three (neighbouring slices) they change the first convolution.
 
     Raises:
         ParamsError: the weights do not fit the architecture (names the keys), or its last layer is not linear.
@@ -82,10 +91,32 @@ def build(name: str, num_findings: int, *, seed: int, state: Mapping[str, Tensor
     if state is not None:
         load_state(trunk, state, name)
     width = _cut_head(trunk, name)
+    spec = input_spec(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = nn.Linear(width, num_findings)
-    return Classifier(trunk, head, input_spec(name))
+        if channels not in (1, 3):
+            _widen_input(trunk, name, channels, pretrained=state is not None)
+            spec = InputSpec(
+                *(tuple(values[index % 3] for index in range(channels)) for values in (spec.mean, spec.std))
+            )
+    return Classifier(trunk, head, spec)
+
+
+def _widen_input(trunk: nn.Module, name: str, channels: int, *, pretrained: bool) -> None:
+    """Replace the first convolution by one of so many channels.
+
+    Pretrained filters are repeated in turn and scaled by 3 / channels, so that the response keeps its size (as in
+    timm's ``adapt_input_conv``); others are drawn anew.
+    """
+    old = next((module for module in trunk.modules() if isinstance(module, nn.Conv2d)), None)
+    if old is None or old.in_channels != 3 or old.groups != 1:
+        raise ParamsError(f"backbones.{name}: its first layer takes three channels only; set preprocess.neighbours: 3")
+    # In place: all else about the layer stays as the architecture has it.
+    old.in_channels = channels
+    old.weight = nn.Parameter(old.weight.detach().repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels] * 3 / channels)
+    if not pretrained:
+        old.reset_parameters()
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:

@@ -49,7 +49,7 @@ def load_model(folder: Path) -> tuple[Classifier, dict[str, Any]]:
         PipelineError: it is not there, or the weights are not those of the card.
     """
     state, card = _load(folder, MODEL_FILE, MODEL_CARD, "run `dvc repro`")
-    model = build(card["backbone"], len(card["findings"]), seed=0, state=None)
+    model = build(card["backbone"], len(card["findings"]), seed=0, state=None, channels=card["channels"])
     load_state(model, state, card["backbone"])
     spec = InputSpec(tuple(card["input"]["mean"]), tuple(card["input"]["std"]))
     model.mean.copy_(torch.tensor(spec.mean).view_as(model.mean))

@@ -47,11 +47,13 @@ class Engine:
 
     def scratch(self) -> Classifier:
         """A model with random weights."""
-        return build(self.backbone, len(self.findings), seed=self.seed, state=None)
+        return build(self.backbone, len(self.findings), seed=self.seed, state=None, channels=self.data.images.shape[1])
 
     def pretrained(self) -> Classifier:
         """A model whose trunk has the pretrained weights; its head is random."""
-        return build(self.backbone, len(self.findings), seed=self.seed, state=self.weights)
+        return build(
+            self.backbone, len(self.findings), seed=self.seed, state=self.weights, channels=self.data.images.shape[1]
+        )
 
     def probe_head(self, model: Classifier, inverse_l2: list[float]) -> None:
         """Set the head to the logistic regression on the frozen features, a finding at a time."""

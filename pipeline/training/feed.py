@@ -10,6 +10,8 @@ from monai.networks.layers import AffineTransform
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.imaging.intensity import Grey
+from pipeline.imaging.store import Store
 from pipeline.params import StrictParams
 
 Floats = npt.NDArray[np.float32]
@@ -33,24 +35,24 @@ class Dataset:
     """What training may see.
 
     Attributes:
-        images: (N, H, W) uint8, memory-mapped.
+        images: N images (C, H, W), memory-mapped.
         labels: (N, findings) float32, NaN where not annotated.
         patients: (N,) pseudonyms.
         train: indices of the images to train on.
         id_val: indices of the images to select on.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: Store
     labels: Floats
     patients: npt.NDArray[np.str_]
     train: Indices
     id_val: Indices
 
 
-def to_grey(images: npt.NDArray[np.uint8], device: torch.device, memory_format: torch.memory_format) -> Tensor:
-    """(B, H, W) uint8 to (B, 1, H, W) float32 in [0, 1] on the device; bytes travel, floats are made there."""
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
-    return (batch.unsqueeze(1).float() / 255.0).contiguous(memory_format=memory_format)
+def to_unit(images: Grey, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+    """(B, C, H, W) uint8 or uint16 to float32 in [0, 1] on the device; the integers travel, floats are made there."""
+    batch = torch.from_numpy(images).to(device, non_blocking=True)
+    return (batch.float() / float(np.iinfo(images.dtype).max)).contiguous(memory_format=memory_format)
 
 
 def in_batches(indices: Indices, batch_size: int) -> Iterator[Indices]:
@@ -87,18 +89,18 @@ def draw_affine(count: int, seed: int, epoch: int, params: AugmentParams) -> tup
     return theta.astype(np.float32), (1.0 + draws[:, 4] * params.contrast).astype(np.float32)
 
 
-def augment(grey: Tensor, theta: Tensor, contrast: Tensor) -> Tensor:
+def augment(images: Tensor, theta: Tensor, contrast: Tensor) -> Tensor:
     """Apply drawn parameters: bilinear, black outside.
 
     Args:
-        grey: (B, 1, H, W) float in [0, 1].
+        images: (B, C, H, W) float in [0, 1].
         theta: (B, 2, 3), see ``draw_affine``.
         contrast: (B,) factors about the image's own mean.
 
     Returns:
-        (B, 1, H, W) float in [0, 1].
+        (B, C, H, W) float in [0, 1].
     """
     warp = AffineTransform(normalized=True, padding_mode="zeros", align_corners=False, reverse_indexing=False)
-    moved = warp(grey, theta)
+    moved = warp(images, theta)
     mean = moved.mean(dim=(1, 2, 3), keepdim=True)
     return ((moved - mean) * contrast.view(-1, 1, 1, 1) + mean).clamp(0.0, 1.0)

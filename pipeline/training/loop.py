@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError
+from pipeline.imaging.store import Store
 from pipeline.params import StrictParams
 from pipeline.training.backbone import Classifier
 from pipeline.training.feed import (
@@ -25,7 +26,7 @@ from pipeline.training.feed import (
     draw_affine,
     epoch_order,
     in_batches,
-    to_grey,
+    to_unit,
 )
 
 
@@ -75,7 +76,7 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
 def predict_logits(
     fabric: Fabric,
     model: torch.nn.Module,
-    images: Any,
+    images: Store,
     indices: Indices,
     batch_size: int,
     layout: torch.memory_format,
@@ -85,7 +86,7 @@ def predict_logits(
     parts = []
     with torch.no_grad():
         for batch in in_batches(indices, batch_size) if len(indices) else ():
-            logits = model(to_grey(images[batch], fabric.device, layout))
+            logits = model(to_unit(images.read(batch), fabric.device, layout))
             parts.append(logits.float().cpu().numpy())
     return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 
@@ -154,13 +155,13 @@ def _train_epoch(
     theta, contrast = draw_affine(len(data.images), seed, epoch, params.augment)
     sums, counts = 0.0, 0
     for batch in in_batches(epoch_order(data.train, seed, epoch), params.batch_size):
-        grey = augment(
-            to_grey(data.images[batch], fabric.device, layout),
+        images = augment(
+            to_unit(data.images.read(batch), fabric.device, layout),
             torch.from_numpy(theta[batch]).to(fabric.device),
             torch.from_numpy(contrast[batch]).to(fabric.device),
         )
         labels = torch.from_numpy(data.labels[batch]).to(fabric.device)
-        total, count = masked_loss(model(grey), labels)
+        total, count = masked_loss(model(images), labels)
         loss = total / count.clamp(min=1)
         if not torch.isfinite(loss):
             raise PipelineError(

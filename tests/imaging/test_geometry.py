@@ -1,4 +1,4 @@
-"""The square keeps sides, shape and brightness, and does not alias."""
+"""The square keeps sides, shape, size and brightness, and does not alias; no flip is silent."""
 
 import cv2
 import numpy as np
@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.imaging.geometry import fit_square
+from pipeline.imaging.geometry import Sampling, Turn, place, resample, turn_to_standard
 
 sides = st.integers(1, 90)
+
+
+def fit_square(grey, size_px, row_spacing=1.0, column_spacing=1.0, **sampling):
+    placement = place(*grey.shape, Sampling(size_px, **sampling), row_spacing, column_spacing)
+    return resample(grey, size_px, placement), placement
 
 
 @settings(deadline=None)
@@ -97,3 +102,69 @@ def test_growing_interpolates():
 def test_same_size_is_untouched():
     grey = np.random.default_rng(2).integers(0, 256, (32, 32), dtype=np.uint8)
     np.testing.assert_array_equal(fit_square(grey, 32)[0], grey)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_crop_fills_the_square_from_the_middle(dtype):
+    grey = np.zeros((100, 60), dtype)
+    grey[20:80] = np.iinfo(dtype).max
+    square, where = fit_square(grey, 30, fit="crop")
+    assert square.dtype == dtype
+    assert (where.resized_rows, where.resized_columns, where.pad_top, where.pad_left) == (50, 30, -10, 0)
+    assert (square == np.iinfo(dtype).max).all()
+
+
+@pytest.mark.parametrize(("spacing_mm", "rows", "columns"), [(1.0, 40, 40), (0.5, 80, 80), (2.0, 20, 20)])
+def test_millimetres_are_kept_whatever_the_pixels(spacing_mm, rows, columns):
+    """40 mm by 40 mm of two thicknesses of pixel, in a square of 64 pixels."""
+    for row_mm, column_mm in ((0.5, 0.5), (1.0, 0.25), (0.2, 2.0)):
+        grey = np.full((round(40 / row_mm), round(40 / column_mm)), 200, np.uint8)
+        square, _ = fit_square(grey, 64, row_mm, column_mm, spacing_mm=spacing_mm)
+        lit = square > 100
+        assert lit.any(axis=1).sum() == min(rows, 64)
+        assert lit.any(axis=0).sum() == min(columns, 64)
+        centre = np.argwhere(lit).mean(axis=0)
+        np.testing.assert_allclose(centre, 31.5, atol=0.51)
+
+
+def test_a_square_that_the_image_does_not_reach_is_black_around_it():
+    square, where = fit_square(np.full((10, 10), 9, np.uint8), 16, 1.0, 1.0, spacing_mm=1.0)
+    assert where.pad_top == where.pad_left == 3
+    assert (square[3:13, 3:13] == 9).all()
+    assert square.sum() == 900
+
+
+@settings(deadline=None)
+@given(sides, sides, st.floats(0.1, 5), st.floats(0.1, 5), st.sampled_from(["pad", "crop", 0.7, 3.0]))
+def test_a_turn_before_and_after_resampling_is_the_same(rows, columns, row_mm, column_mm, how):
+    """What is done to a transposed image is done to its spacings as well."""
+    sampling = {"spacing_mm": how} if isinstance(how, float) else {"fit": how}
+    grey = np.random.default_rng(rows * 91 + columns).integers(0, 256, (rows, columns), dtype=np.uint8)
+    upright, _ = fit_square(grey, 32, row_mm, column_mm, **sampling)
+    turned, _ = fit_square(np.ascontiguousarray(grey.T), 32, column_mm, row_mm, **sampling)
+    np.testing.assert_allclose(turned.T.astype(int), upright.astype(int), atol=1)
+
+
+# Where the corner of the first row and column lies in the patient, by its two directions.
+ALL = [a + b for a in "LRPAHF" for b in "LRPAHF" if {a, b} not in ({"L", "R"}, {"P", "A"}, {"H", "F"}) and a != b]
+SHOWN = {"axial": ("L", "P"), "coronal": ("L", "F"), "sagittal": ("P", "F")}  # right edge, lower edge
+
+
+@pytest.mark.parametrize("orientation", ALL)
+def test_a_marked_corner_comes_to_its_place_on_the_standard_display(orientation):
+    """The last pixel of the first row lies furthest along the first letter, and least along the second."""
+    opposite = dict(zip("LRPAHF", "RLAPFH", strict=True))
+    grey = np.zeros((6, 4), np.uint8)
+    grey[0, -1] = 255
+    marked = {orientation[0], opposite[orientation[1]]}
+    plane = next(edges for edges in SHOWN.values() if {*edges, *(opposite[e] for e in edges)} >= marked)
+    row, column = np.argwhere(turn_to_standard(orientation)(grey))[0]
+    shape = turn_to_standard(orientation)(grey).shape
+    assert (column == shape[1] - 1) == (plane[0] in marked)
+    assert (row == shape[0] - 1) == (plane[1] in marked)
+    assert {row, column} <= {0, shape[0] - 1, shape[1] - 1}
+
+
+def test_the_standard_display_is_left_alone_and_so_is_the_unknown():
+    for orientation in ("LP", "LF", "PF", None):
+        assert turn_to_standard(orientation) == Turn()

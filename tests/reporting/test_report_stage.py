@@ -9,7 +9,7 @@ from reporting import fabricated
 from reporting.page_checker import read, untraced
 
 from pipeline import tables
-from pipeline.imaging.store import write_images
+from pipeline.imaging.store import PlaneFormat, write_store
 from pipeline.params import ParamsError
 from pipeline.reporting import figures
 from pipeline.stages import report
@@ -49,7 +49,8 @@ def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if "pixels_sha256" in tables.Images.columns:
             index = [{**row, "pixels_sha256": "a"} for row in index]
         tables.write_table(tables.Images, index, tmp_path / "images" / site / "images.parquet")
-        write_images((np.full((8, 8), n, np.uint8) for n in range(6)), 8, tmp_path / "images" / site)
+        planes = (np.full((8, 8), n, np.uint8) for n in range(6))
+        write_store(planes, np.arange(6)[:, None], PlaneFormat(8, 8), tmp_path / "images" / site)
         role, split = ("source", "train") if site in fabricated.SOURCES else ("target", "ood_test")
         splits += [{"image_id": i, "patient_id": i, "site": site, "role": role, "split": split} for i in ids]
     tables.write_table(tables.Splits, splits, tmp_path / "split" / "splits.parquet")

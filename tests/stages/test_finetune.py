@@ -116,7 +116,7 @@ def test_the_data_are_joined_by_name_not_by_position(tmp_path):
     assert list(data.patients[:4]) == ["p000", "p000", "p001", "p001"]
     assert sorted(data.train) == list(range(18))
     assert sorted(data.id_val) == list(range(18, 24))
-    bright = data.images[:, :, :16].mean(axis=(1, 2)) > 120
+    bright = data.images.read(np.arange(24))[:, 0, :, :16].mean(axis=(1, 2)) > 120
     assert np.array_equal(bright, np.arange(24) % 2 == 1)
 
 
@@ -168,6 +168,7 @@ def test_a_model_and_all_that_loading_it_needs(tmp_path, monkeypatch, method):
         "label_fraction": 1.0,
         "draw": 0,
         "findings": ["opacity"],
+        "channels": 1,
         "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         "initialisation": "scratch" if scratch else "file",
         "weights_name": None if scratch else "random numbers, for tests",

@@ -10,13 +10,13 @@ import tiny
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.store import open_images
+from pipeline.imaging.store import Store
 from pipeline.stages import predict
 from pipeline.stages.predict import rows_of_run
 from pipeline.tables import Curves, Labels, Predictions, Runs, Splits, read_table, write_table
 from pipeline.training.backbone import build
 from pipeline.training.checkpoints import file_sha256, load_model, save_model
-from pipeline.training.feed import to_grey
+from pipeline.training.feed import to_unit
 
 CARD = {
     "run": "r",
@@ -121,9 +121,9 @@ def test_each_images_logit_is_its_own(study, monkeypatch):
         folder = next((study / "models" / f"{tiny.BACKBONE}-{method}").glob("*/"))
         model, card = load_model(folder)
         for site, image in (("home", "home-id_test-3"), ("away", "away-ood_test-5")):
-            pixels = open_images(study / "images" / site)[[names[site].index(image)]]
+            pixels = Store(study / "images" / site).read([names[site].index(image)])
             with torch.no_grad():
-                expected = model(to_grey(pixels, torch.device("cpu"), torch.contiguous_format))[0]
+                expected = model(to_unit(pixels, torch.device("cpu"), torch.contiguous_format))[0]
             for position, finding in enumerate(card["findings"]):
                 assert rows[card["run"], finding, image] == pytest.approx(float(expected[position]), abs=1e-5)
 

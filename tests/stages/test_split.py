@@ -53,7 +53,7 @@ def test_invariants(prepared):
 
 
 def test_gathered_images_are_the_source_sites_own(prepared):
-    from pipeline.imaging.store import open_images
+    from pipeline.imaging.store import Store
     from pipeline.tables import Samples
 
     prepared.split()
@@ -62,9 +62,10 @@ def test_gathered_images_are_the_source_sites_own(prepared):
     index = read_table(Images, prepared.folder / "images/north/images.parquet").set_index("image_id")
     assert set(samples["site"]) == {"north"}
     assert sorted(samples["array_index"]) == list(range(len(samples)))
-    gathered, store = open_images(out), open_images(prepared.folder / "images/north")
+    gathered, store = Store(out), Store(prepared.folder / "images/north")
     for row in samples.to_dict("records"):
-        assert (gathered[row["array_index"]] == store[index.loc[row["image_id"], "array_index"]]).all()
+        own = store.read([index.loc[row["image_id"], "array_index"]])
+        assert (gathered.read([row["array_index"]]) == own).all()
 
 
 def test_joining_a_target_moves_nothing_of_the_source(prepared):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny import STILL
 
-from pipeline.training.feed import AugmentParams, augment, draw_affine, epoch_order, in_batches, to_grey
+from pipeline.training.feed import AugmentParams, augment, draw_affine, epoch_order, in_batches, to_unit
 
 CPU = torch.device("cpu")
 
@@ -161,12 +161,12 @@ def test_contrast_stretches_about_the_mean_and_is_clipped():
 
 
 def test_bytes_become_exact_floats_of_either_layout():
-    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    images = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
     for layout in (torch.contiguous_format, torch.channels_last):
-        grey = to_grey(images, CPU, layout)
+        grey = to_unit(images, CPU, layout)
         assert grey.shape == (1, 1, 16, 16)
         assert grey.dtype == torch.float32
-        np.testing.assert_array_equal(grey[0, 0].numpy(), images[0].astype(np.float32) / np.float32(255))
+        np.testing.assert_array_equal(grey.numpy(), images.astype(np.float32) / np.float32(255))
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,11 @@ def test_lp_ft_starts_from_the_probes_head():
 def test_images_outside_train_and_id_val_change_nothing(method):
     data = tiny.dataset()
     fewer = replace(data, train=data.train[:-2])
-    other_images, other_labels = data.images.copy(), data.labels.copy()
+    other_images, other_labels = data.images.pixels[:, 0].copy(), data.labels.copy()
     left_out = data.train[-2:]
     other_images[left_out] = 255 - other_images[left_out]
     other_labels[left_out] = 1 - other_labels[left_out]
-    poisoned = replace(fewer, images=other_images, labels=other_labels)
+    poisoned = replace(fewer, images=tiny.Memory(other_images), labels=other_labels)
     loop = tiny.loop(epochs=1)
     assert bits(fit(method, tiny.engine(fewer, loop=loop))) == bits(fit(method, tiny.engine(poisoned, loop=loop)))
 
