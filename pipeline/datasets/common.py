@@ -1,4 +1,4 @@
-"""What all adapters share: the site's entry in params, sources, the reading of a label file."""
+"""What all adapters share: the site's entry in params, terms of use, sources, the reading of a label file."""
 
 import csv
 import errno
@@ -8,14 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
+from pipeline.dicom.deidentify import pseudonym
 from pipeline.errors import PipelineError
 from pipeline.params import Name, StrictParams, nearest
 
-Value = int | float | str | bool
+Level = Literal["file", "image", "series", "study", "patient"]
+Given = Literal["present", "absent", "uncertain"]
 
 
 class SiteParams(StrictParams):
@@ -30,6 +32,41 @@ class SiteParams(StrictParams):
     root: str
     issuer: Name | None = None
     simulate: dict[str, Any] | None = None
+
+
+class FolderParams(SiteParams):
+    """A site of one's own data, whose terms only its owner knows; see ``Terms``.
+
+    ``redistribution`` is false unless somebody says otherwise: a hospital's data stays where it is.
+    """
+
+    origin: str = ""
+    licence: str = ""
+    redistribution: bool = False
+    citation: str = ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a site's data is and may be used for.
+
+    Attributes:
+        origin: the collection that the images come from ("chestxray14"); sites of one origin may hold the same
+            images. "" is a hospital's own, which overlaps with nothing.
+        licence: its name.
+        redistribution: whether outputs that hold rows or pixels may be pushed to a remote.
+        citation: what its owners ask to be cited.
+    """
+
+    origin: str
+    licence: str
+    redistribution: bool
+    citation: str
+
+
+def terms(site: FolderParams) -> Terms:
+    """The terms that a site's entry in params states."""
+    return Terms(site.origin, site.licence, site.redistribution, site.citation)
 
 
 class LabelColumns(StrictParams):
@@ -109,11 +146,42 @@ class Source:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One row of a label file: what it names (in the file's own terms) and a label a finding (None: null)."""
+    """One row of a label file, as the file has it: policies come later.
+
+    Attributes:
+        target: what it is about, in the file's own terms: a path below the root, a UID, a patient number.
+        level: what the target names; "image" is a SOP instance with all its frames.
+        labels: finding to value; None where the row leaves it open. What the file has no column for is not in it.
+        issues: of ``tables.LABEL_ISSUES``, unknown_value for one; uncertain values are counted by the join.
+        reader: who gave it, in the file's own terms; None where the file does not say.
+        date: when, ``YYYYMMDD`` or ISO 8601; None where the file does not say.
+    """
 
     target: str
-    labels: Mapping[str, int | None]
-    issues: tuple[str, ...]
+    level: Level
+    labels: Mapping[str, Given | None]
+    issues: tuple[str, ...] = ()
+    reader: str | None = None
+    date: str | None = None
+
+
+def label_target(site: SiteParams, site_name: str, key: bytes, row: LabelRow) -> tuple[str, str]:
+    """The column of ``Instances`` that a row is about, and the pseudonym to look for there.
+
+    The pseudonyms are ``dicom.headers``'s; an adapter that makes its own of study or image overrides it. An image's
+    is its first frame's: the join takes in the others of its file.
+    """
+    match row.level:
+        case "file":
+            return "source_id", pseudonym(key, "source", site_name, row.target)
+        case "image":
+            return "image_id", pseudonym(key, "image", row.target, "0")
+        case "series":
+            return "series_id", pseudonym(key, "series", row.target)
+        case "study":
+            return "study_id", pseudonym(key, "study", row.target)
+        case "patient":
+            return "patient_id", pseudonym(key, "patient", site.issuer or site_name, row.target)
 
 
 def walk_files(root: Path) -> Iterator[Source]:
@@ -243,15 +311,15 @@ def read_csv_rows(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
         raise PipelineError(f"{path}: not a readable CSV in UTF-8 ({type(error).__name__})") from None
 
 
-def read_cell(cell: str, columns: LabelColumns) -> tuple[int | None, str | None]:
-    """A label cell as (label, issue): 1, 0 or None; the issue is None, uncertain_value or unknown_value."""
+def read_cell(cell: str, columns: LabelColumns) -> tuple[Given | None, str | None]:
+    """A label cell as (value, issue): the issue is None, or unknown_value."""
     text = _cell_text(cell)
     if text in columns.present:
-        return 1, None
+        return "present", None
     if text in columns.absent:
-        return 0, None
+        return "absent", None
     if text in columns.uncertain:
-        return None, "uncertain_value"
+        return "uncertain", None
     return None, None if text == "" else "unknown_value"
 
 

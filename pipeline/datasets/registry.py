@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from pipeline.datasets.common import LabelRow, SiteParams, Source
+from pipeline.datasets.common import LabelRow, SiteParams, Source, Terms
 from pipeline.dicom.headers import Description, IngestParams
 from pipeline.imaging.intensity import ModalityImage
 from pipeline.params import ParamsError, parse, read_params_file, section_of
@@ -31,8 +31,18 @@ class Adapter(Protocol):
     def read_labels(self, site: Any, base: Path) -> Iterator[LabelRow]:
         """The rows of the label file."""
 
-    def label_target(self, site: Any, site_name: str, key: bytes, target: str) -> tuple[str, str]:
-        """Which column of ``Instances`` a label row names, and its pseudonym."""
+    def label_target(self, site: Any, site_name: str, key: bytes, row: LabelRow) -> tuple[str, str]:
+        """Which column of ``Instances`` a label row names, and its pseudonym; ``common.label_target`` for most."""
+
+    def terms(self, site: Any) -> Terms:
+        """What the data may be used for."""
+
+    def recognise(self, folder: Path) -> dict[str, Any] | None:
+        """A proposal for the site's entry, paths relative to ``folder``, where the folder is in this layout.
+
+        Looks at some names and CSV headers, opens nothing else but to tell DICOM from other files; None where the
+        layout is another. What cannot be known (which column is a finding) is left out.
+        """
 
 
 def adapter_names() -> list[str]:

@@ -14,6 +14,8 @@ from pipeline.key import load_key
 from pipeline.params import Name, ParamsError, StrictParams, load_params
 from pipeline.tables import Exclusions, Instances, LabelIssues, Labels, read_table, write_table
 
+_LABEL: dict[str | None, int] = {"present": 1, "absent": 0}
+
 
 class LabelsParams(StrictParams):
     """Section ``labels``: the findings that every site's file must have a column for."""
@@ -46,6 +48,7 @@ def join_labels(
         if column not in groups:
             groups[column] = instances.groupby(column)["image_id"].agg(list).to_dict()
         issues.update(row.issues)
+        issues["uncertain_value"] += "uncertain" in row.labels.values()
         kept = copies.get(target, target)
         first_target, earlier = given.setdefault(kept, (target, row))
         if earlier.labels != row.labels:
@@ -57,7 +60,7 @@ def join_labels(
             issues["unknown_image"] += 1
         for image_id in image_ids:
             for finding in findings:
-                found.setdefault((image_id, finding), []).append(row.labels[finding])
+                found.setdefault((image_id, finding), []).append(_LABEL.get(row.labels.get(finding)))
     labels = []
     for image_id in instances["image_id"]:
         for finding in findings:
@@ -69,7 +72,7 @@ def join_labels(
                     "label": values.pop() if len(values) == 1 else None,
                 }
             )
-    return labels, issues
+    return labels, +issues
 
 
 def main() -> None:
@@ -89,7 +92,7 @@ def main() -> None:
     instances = read_table(Instances, args.ingest / "instances.parquet")
     file_rows = list(adapter.read_labels(site, args.params.parent))
     rows = (
-        (*adapter.label_target(site, args.site, key, row.target), row)
+        (*adapter.label_target(site, args.site, key, row), row)
         for row in tqdm(file_rows, desc=f"labels {args.site}", unit="row", mininterval=0.5)
     )
     excluded = read_table(Exclusions, args.ingest / "exclusions.parquet").dropna(subset="duplicate_of")

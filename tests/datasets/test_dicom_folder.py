@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.datasets import dicom_folder as adapter
-from pipeline.datasets.common import LabelColumns, read_cell
+from pipeline.datasets.common import LabelColumns, Terms, read_cell
 from pipeline.datasets.registry import load_site
 from pipeline.dicom.deidentify import pseudonym
 from pipeline.errors import PipelineError
@@ -34,20 +34,20 @@ def test_missing_root(tmp_path):
 def test_cells(tmp_path):
     text = "\ufefffile, Opacity \nraw/a,1\nraw/b,0.0\nraw/c,-1.0\nraw/d,\nraw/e,maybe\nraw/f\nraw/g,1,surplus\n"
     assert read(tmp_path, text, prefix="raw/") == [
-        ("a", 1, ()),
-        ("b", 0, ()),
-        ("c", None, ("uncertain_value",)),
+        ("a", "present", ()),
+        ("b", "absent", ()),
+        ("c", "uncertain", ()),
         ("d", None, ()),
         ("e", None, ("unknown_value",)),
         ("f", None, ()),
-        ("g", 1, ()),
+        ("g", "present", ()),
     ]
 
 
 @pytest.mark.parametrize("present", [[1], ["1"], [1.0], ["1.0"]])
 @pytest.mark.parametrize("cell", ["1", "1.0"])
 def test_numbers_and_texts_of_params_meet_cells(present, cell):
-    assert read_cell(cell, site(present=present).labels) == (1, None)
+    assert read_cell(cell, site(present=present).labels) == ("present", None)
 
 
 def test_a_value_has_one_meaning():
@@ -80,12 +80,22 @@ def test_missing_and_unreadable_label_files(tmp_path):
     [
         ("file", "source_id", ("source", "north", "x")),
         ("sop_instance_uid", "image_id", ("image", "x", "0")),
+        ("series_instance_uid", "series_id", ("series", "x")),
         ("study_instance_uid", "study_id", ("study", "x")),
         ("patient_id", "patient_id", ("patient", "north", "x")),
     ],
 )
-def test_label_target(kind, column, parts):
-    assert adapter.label_target(site(key=kind), "north", KEY, "x") == (column, pseudonym(KEY, *parts))
+def test_label_target(tmp_path, kind, column, parts):
+    (tmp_path / "labels.csv").write_text("file,Opacity\nx,1\n")
+    entry = site(key=kind)
+    (row,) = adapter.read_labels(entry, tmp_path)
+    assert adapter.label_target(entry, "north", KEY, row) == (column, pseudonym(KEY, *parts))
+
+
+def test_terms_are_the_owners_to_state():
+    assert adapter.terms(site()) == Terms("", "", False, "")
+    stated = {"origin": "tcia", "licence": "CC BY 3.0", "redistribution": True, "citation": "Albertina et al."}
+    assert adapter.terms(parse(adapter.Params, {**SITE, **stated}, "sites.north")) == Terms(**stated)
 
 
 @pytest.mark.parametrize(
