@@ -1,19 +1,23 @@
-"""PNG and JPEG files: what their headers say, told without decoding, and their grey values.
+"""Image files as adapters describe and decode them: DICOM (through ``pipeline.dicom``), and PNG and JPEG.
 
-Their grey values are shown as they are, 0 black to 255 (or 65535) white: nothing says how a reader would window them.
-An orientation that EXIF states is not applied: data sets store pixels upright, and where a camera or a tool wrote one,
-rows and columns would silently change places. Transparency is ignored, of an animation the first picture is read.
+All adapters import this one module, so that all sites' stages depend on the same files but for the adapter's own.
+
+Of PNG and JPEG headers are read without decoding. Their grey values are shown as they are, 0 black to 255 (or 65535)
+white: nothing says how a reader would window them. An orientation that EXIF states is not applied: data sets store
+pixels upright, and where a camera or a tool wrote one, rows and columns would silently change places. Transparency is
+ignored, of an animation the first picture is read.
 Source: PNG, ISO/IEC 15948, 11.2.2 (IHDR); JPEG, ITU-T T.81, B.1.1 (markers), B.2.2 (frame header).
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from pipeline.dicom import deidentify
+from pipeline.datasets.common import Source
+from pipeline.dicom import deidentify, headers, pixels
 from pipeline.dicom.headers import Description, IngestParams
 from pipeline.dicom.refusal import Refusal
 from pipeline.imaging.intensity import ModalityImage, Range
@@ -27,6 +31,30 @@ _JPEG_DECODED = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
+def describe_dicom(
+    source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: IngestParams
+) -> Description:
+    """The facts of a DICOM file's images; raises ``Refusal`` where it is not taken."""
+    del source
+    return headers.describe(content, policy, site=site, issuer=issuer, key=key)
+
+
+def read_dicom(
+    content: bytes, frames: Sequence[int], policy: IngestParams, given: Mapping[str, str] | None = None
+) -> Iterator[ModalityImage]:
+    """Some frames of a DICOM file before display, the header read once; raises ``Refusal``.
+
+    Args:
+        content: the file.
+        frames: by number, from 0.
+        policy: of it the limits.
+        given: see ``headers.describe``.
+    """
+    parsed, fmt = headers.read_header(content, policy, given)
+    for frame in frames:
+        yield pixels.modality_image(parsed, fmt, frame)
+
+
 class Header(NamedTuple):
     """What a file says of its pixels; ``samples`` 1 for grey and 3 for colour."""
 
@@ -37,7 +65,7 @@ class Header(NamedTuple):
     samples: int
 
 
-def read_header(content: bytes, max_pixels: int) -> Header:
+def read_raster_header(content: bytes, max_pixels: int) -> Header:
     """A file's header; nothing is decoded or allocated.
 
     Raises:
@@ -110,31 +138,40 @@ def _jpeg_frame(marker: int, frame: bytes) -> Header:
     return Header("jpeg", int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"), bits, samples)
 
 
-def describe(
-    content: bytes, policy: IngestParams, *, site: str, key: bytes, name: str, patient_id: str, study_id: str,
+def describe_raster(
+    source: Source,
+    content: bytes,
+    policy: IngestParams,
+    *,
+    site: str,
+    key: bytes,
+    patient: tuple[str, str],
+    study: tuple[str, ...],
     **facts: Any,
-) -> Description:  # fmt: skip
-    """A file's one row, as ``headers.describe`` makes them: its own header's facts, and what a table says of it.
+) -> Description:
+    """A PNG's or JPEG's one row, as ``headers.describe`` makes them: its header's facts, and what a table says of it.
 
     Args:
+        source: of it the path, which the image's pseudonym is made of.
         content: the file.
         policy: of it ``max_pixels``, in samples.
         site: the site's name.
         key: the study's.
-        name: the file's path below the root, which its image's pseudonym is made of.
-        patient_id: a pseudonym.
-        study_id: a pseudonym.
-        facts: more columns of ``tables.Instances``, de-identified; they override what the header says.
+        patient: issuer and number; a file without a number is refused.
+        study: what names it among all.
+        facts: more columns of ``tables.Instances``, de-identified.
 
     Raises:
-        Refusal: see ``read_header``.
+        Refusal: see ``read_raster_header``; missing_required_tag.
     """
-    header = read_header(content, policy.max_pixels)
+    header = read_raster_header(content, policy.max_pixels)
+    if not patient[1]:
+        raise Refusal("missing_required_tag", "neither path nor table names the patient")
     row = {
-        "image_id": deidentify.pseudonym(key, "image", site, name, "0"),
+        "image_id": deidentify.pseudonym(key, "image", site, source.relative, "0"),
         "frame": 0,
-        "patient_id": patient_id,
-        "study_id": study_id,
+        "patient_id": deidentify.pseudonym(key, "patient", *patient),
+        "study_id": deidentify.pseudonym(key, "study", *study),
         "series_id": None,
         "site": site,
         "modality": None,
@@ -151,6 +188,7 @@ def describe(
         "photometric_interpretation": "MONOCHROME2" if header.samples == 1 else "RGB",
         "samples_per_pixel": header.samples,
         "transfer_syntax": header.format,
+        "lossy": True if header.format == "jpeg" else None,
         # What such a file says of a spacing is a printer's.
         "row_spacing_mm": None,
         "column_spacing_mm": None,
@@ -159,15 +197,15 @@ def describe(
     return Description([{**row, **facts}], [None])
 
 
-def read_images(content: bytes, frames: Sequence[int], policy: IngestParams) -> Iterator[ModalityImage]:
+def read_raster(content: bytes, frames: Sequence[int], policy: IngestParams) -> Iterator[ModalityImage]:
     """The grey values, (rows, columns), over the whole range of their bits; colours as luma (ITU-R BT.601).
 
     Raises:
-        Refusal: see ``read_header``; decode_error, pixel_header_mismatch; pixel_length_mismatch (a second frame).
+        Refusal: see ``read_raster_header``; decode_error; pixel_header_mismatch; pixel_length_mismatch.
     """
     if list(frames) != [0]:
         raise Refusal("pixel_length_mismatch", "a PNG or JPEG file has one frame")
-    header = read_header(content, policy.max_pixels)
+    header = read_raster_header(content, policy.max_pixels)
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
