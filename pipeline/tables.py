@@ -79,7 +79,7 @@ class Manifest(Table):
 
 
 class Instances(Table):
-    """One row an image (a frame of a SOP instance, or a PNG): all that is known of it downstream of ingest.
+    """One row an image (a frame of a SOP instance, or a PNG or JPEG): all that is known of it downstream of ingest.
 
     ``rows`` and ``columns`` in pixels, spacings in millimetres between centres (Pixel Spacing in the patient,
     Imager Pixel Spacing at the detector: two quantities), ``age_years`` with 90 for all ages above 89, ``day`` in

@@ -1,8 +1,12 @@
-"""ChestX-ray14 (NIH Clinical Center), in its own layout: Data_Entry_2017*.csv and PNG files.
+"""ChestX-ray14 (NIH Clinical Center): PNG files and a table.
 
-Labels were mined from reports; "No Finding" and every finding that is not listed count as absent, as the authors
-do. ``view_position`` makes a site of one view: AP (mostly bedside) and PA differ as two hospitals would. RSNA
-Pneumonia and SIIM-ACR re-annotate images of this set and are never an external site to it.
+Layout: ``root`` is the one folder of the PNG files; ``labels.file`` is Data_Entry_2017.csv or Data_Entry_2017_v2020.csv
+(Image Index, Finding Labels, Follow-up #, Patient ID, Patient Age, Patient Gender, View Position, ...).
+
+Labels: mined from reports, an image; "No Finding" and every finding that is not listed count as absent, as the authors
+do. ``view_position`` makes a site of one view: AP (mostly bedside) and PA differ as two hospitals would.
+
+Patients: the table's. RSNA Pneumonia and SIIM-ACR re-annotate images of this set and are never an external site to it.
 
 Licence: no restriction on use; the NIH asks for attribution.
 Citation: Wang X, Peng Y, Lu L, Lu Z, Bagheri M, Summers RM. ChestX-ray8: Hospital-scale Chest X-ray Database and

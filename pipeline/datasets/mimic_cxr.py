@@ -62,9 +62,9 @@ class Params(SiteParams):
 
 def list_sources(site: Params, base: Path) -> Iterator[Source]:
     """The files that the metadata lists for this view, whether they are there or not."""
-    listed = (path for paths in _studies(site, base).values() for path in paths)
-    for path in sorted(listed):
-        yield Source(path, base / site.root / path)
+    root = base / site.root
+    for path in sorted(path for paths in _studies(site, base).values() for path in paths):
+        yield Source(path, root / path)
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:
@@ -104,9 +104,10 @@ def _studies(site: Params, base: Path) -> dict[str, list[str]]:
     """The files of this view by their study's folder, paths below the root; an empty list for other views alone."""
     studies: dict[str, list[str]] = {}
     for row in read_csv_rows(base / site.metadata, _METADATA):
-        paths = studies.setdefault(_folder(row), [])
+        study = _folder(row)
+        paths = studies.setdefault(study, [])
         if site.view_position in (None, row["ViewPosition"]):
-            paths.append(f"{_folder(row)}/{row['dicom_id']}.dcm")
+            paths.append(f"{study}/{row['dicom_id']}.dcm")
     return studies
 
 

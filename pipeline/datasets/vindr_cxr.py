@@ -1,8 +1,8 @@
 """VinDr-CXR 1.0.0 (Hospital 108 and Hanoi Medical University Hospital): DICOM files and a CSV with a row a reader.
 
 Layout: ``root`` is the folder train or test (``<image_id>.dicom``); ``labels.file`` is
-annotations/image_labels_train.csv (image_id, rad_id, 28 findings and "No finding" as 0 or 1), or image_labels_test.csv
-(the same without rad_id; "Other diseases" is there "Other disease").
+annotations/image_labels_train.csv (image_id, rad_id, 28 labels as 0 or 1, "No finding" among them), or
+image_labels_test.csv (the same without rad_id; "Other diseases" is there "Other disease").
 
 Labels: by radiologists, an image. In train three of seventeen read each image, each a row with the reader's rad_id:
 what becomes of their disagreement is a policy (section ``labels`` of params.yaml). In test five agreed on one row.
