@@ -9,7 +9,8 @@ from typing import Any, Protocol, cast
 from pipeline.datasets.common import LabelRow, SiteParams, Source, Terms
 from pipeline.dicom.headers import Description, IngestParams
 from pipeline.imaging.intensity import ModalityImage
-from pipeline.params import ParamsError, parse, read_params_file, section_of
+from pipeline.key import NEVER, PrivacyParams
+from pipeline.params import ParamsError, load_params, parse, read_params_file, section_of
 
 
 class Adapter(Protocol):
@@ -75,3 +76,18 @@ def load_site(name: str, params_path: Path) -> tuple[Adapter, Any]:
         raise ParamsError(f"{where}.adapter: required, but missing; known: {', '.join(adapter_names())}")
     adapter = load_adapter(str(raw["adapter"]))
     return adapter, parse(adapter.Params, raw, where)
+
+
+def check_remote(site_name: str, terms: Terms, params_path: Path) -> None:
+    """Hold what may not be redistributed back from DVC's remotes.
+
+    Raises:
+        ParamsError: ``privacy.remote`` lets rows and pixels be pushed, which the site's terms forbid.
+    """
+    remote = load_params(PrivacyParams, "privacy", params_path).remote
+    if remote != NEVER and not terms.redistribution:
+        raise ParamsError(
+            f"privacy.remote: must be {NEVER}, because the terms of site {site_name} "
+            f"({terms.licence or 'no licence stated'}) forbid redistribution; got {remote or 'null (the default)'}. "
+            f"Write remote: {NEVER}, or, if the data is yours to share, redistribution: true in the site's entry"
+        )
