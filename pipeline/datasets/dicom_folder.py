@@ -7,7 +7,7 @@ PatientID (``key``), and one column a finding. Several CSVs lie in one folder (`
 Licence and data-use terms are those of the data, and stand in the site's entry (``common.FolderParams``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,9 @@ from typing import Any, Literal
 from pipeline.datasets.common import CsvLabels, FolderParams, LabelRow, Source, read_label_tables, walk_files
 from pipeline.datasets.common import label_target as label_target
 from pipeline.datasets.common import terms as terms
-from pipeline.dicom import headers, pixels
-from pipeline.imaging.intensity import ModalityImage
+from pipeline.datasets.image_files import describe_dicom, read_dicom
+
+describe, read_images = describe_dicom, read_dicom
 
 
 class Params(FolderParams):
@@ -29,21 +30,6 @@ class Params(FolderParams):
 def list_sources(site: Params, base: Path) -> Iterator[Source]:
     """Every file below the root, in a fixed order; ``base`` is the study's folder."""
     yield from walk_files(base / site.root)
-
-
-def describe(
-    source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: headers.IngestParams
-) -> headers.Description:
-    """The facts of a file's images; raises ``Refusal`` where it is not taken."""
-    del source
-    return headers.describe(content, policy, site=site, issuer=issuer, key=key)
-
-
-def read_images(content: bytes, frames: Sequence[int], policy: headers.IngestParams) -> Iterator[ModalityImage]:
-    """Some frames before display, the header read once; raises ``Refusal``."""
-    parsed, fmt = headers.read_header(content, policy)
-    for frame in frames:
-        yield pixels.modality_image(parsed, fmt, frame)
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:

@@ -1,4 +1,4 @@
-"""A miniature of a public data set, run through inventory, ingest, labels and preprocess; what came of each file."""
+"""A miniature of a public data set, run through inventory, ingest and labels; what came of each file."""
 
 import gzip
 from dataclasses import dataclass
@@ -11,19 +11,20 @@ from stages.study import Study
 
 from pipeline.datasets.inventory import identify
 from pipeline.datasets.registry import load_site
-from pipeline.imaging.store import INDEX_FILE
+from pipeline.dicom.headers import IngestParams
 from pipeline.key import PUBLIC_KEY
-from pipeline.tables import Exclusions, Images, Instances, LabelIssues, Labels, read_table
+from pipeline.tables import Exclusions, Instances, LabelIssues, Labels, Readings, read_table
 
 
 @dataclass
 class Outcome:
-    """By path below the root: labels by finding, rows of ``Instances``, reasons of refusals; and issues by name."""
+    """By path below the root: labels by finding, row of ``Instances``, reason of refusal; and issues, readers."""
 
     labels: dict[str, dict[str, int | None]]
     instances: dict[str, dict[str, Any]]
     refused: dict[str, str]
     issues: dict[str, int]
+    readers: int
 
 
 def write(study: Study, files: dict[str, bytes | str]) -> None:
@@ -35,13 +36,14 @@ def write(study: Study, files: dict[str, bytes | str]) -> None:
         path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
 
 
-def run(study: Study, entry: dict[str, Any], findings: list[str], **policies: str) -> Outcome:
-    """All of a site's stages; every image that is used has been decoded."""
-    study.params |= {"sites": {"mini": entry}, "labels": {"findings": findings}, "ingest": policies}
+def run(
+    study: Study, entry: dict[str, Any], findings: list[str], ingest: dict[str, str] | None = None, **policies: str
+) -> Outcome:
+    """A site's stages up to its labels; every image that is used has been decoded as well."""
+    study.params |= {"sites": {"mini": entry}, "labels": {"findings": findings, **policies}, "ingest": ingest or {}}
     study.inventory()
     ingested = study.ingest("mini")
     labelled = study.labels("mini")
-    images = study.preprocess("mini")
     adapter, site = load_site("mini", study.folder / "params.yaml")
     sources = identify(adapter, site, "mini", study.folder, PUBLIC_KEY)
     names = {source_id: source.relative for source_id, source in sources.items()}
@@ -51,15 +53,11 @@ def run(study: Study, entry: dict[str, Any], findings: list[str], **policies: st
     for row in read_table(Labels, labelled / "labels.parquet").to_dict("records"):
         label = None if pd.isna(row["label"]) else int(row["label"])
         labels.setdefault(name_of[row["image_id"]], {})[row["finding"]] = label
-    exclusions = [read_table(Exclusions, folder / "exclusions.parquet") for folder in (ingested, images)]
-    refused = {
-        names[source]: reason
-        for frame in exclusions
-        for source, reason in zip(frame["source_id"], frame["reason"], strict=True)
-    }
-    assert set(read_table(Images, images / INDEX_FILE)["image_id"]) == {
-        image for image, name in name_of.items() if name not in refused
-    }
+    exclusions = read_table(Exclusions, ingested / "exclusions.parquet")
+    refused = dict(zip(exclusions["source_id"].map(names), exclusions["reason"], strict=True))
+    for row in instances.to_dict("records"):
+        (image,) = adapter.read_images(sources[row["source_id"]].path.read_bytes(), [0], IngestParams())
+        assert image.values.shape == (row["rows"], row["columns"])
     issues = read_table(LabelIssues, labelled / "issues.parquet")
     rows = [
         {name: None if pd.isna(value) else value for name, value in row.items()} for row in instances.to_dict("records")
@@ -69,6 +67,7 @@ def run(study: Study, entry: dict[str, Any], findings: list[str], **policies: st
         {names[row["source_id"]]: row for row in rows},
         refused,
         dict(zip(issues["issue"], issues["count"], strict=True)),
+        read_table(Readings, labelled / "readings.parquet")["reader"].nunique(),
     )
 
 

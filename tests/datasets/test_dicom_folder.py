@@ -196,7 +196,10 @@ def test_terms_are_the_owners_to_state():
     ("text", "expected"),
     [
         ("sites: {north: {root: x}}", "sites.north.adapter: required"),
-        ("sites: {north: {adapter: dicomfolder}}", "unknown adapter 'dicomfolder'; known: chestxray14, dicom_folder"),
+        (
+            "sites: {north: {adapter: dicomfolder}}",
+            "unknown adapter 'dicomfolder'; known: chestxray14, chexpert, dicom_folder",
+        ),
         ("sites: {north: {adapter: common}}", "unknown adapter"),
         ("sites: {noth: {adapter: dicom_folder}}", "no 'north'; did you mean 'noth'"),
         ("sites: {north: {adapter: dicom_folder, rot: x}}", "sites.north.rot: unknown key; did you mean 'root'"),

@@ -85,6 +85,15 @@ def test_a_studys_labels_reach_its_files(mimic):
     assert len({row["study_id"] for row in outcome.instances.values()}) == 4
 
 
+def test_what_is_uncertain_and_what_is_not_mentioned_are_policies(mimic):
+    name = path(*FILES[2])
+    assert run(mimic, ENTRY, ["edema", "pneumonia"], uncertain="present").labels[name] == {
+        "edema": 1,
+        "pneumonia": None,
+    }
+    assert run(mimic, ENTRY, ["edema", "pneumonia"], missing="absent").labels[name] == {"edema": None, "pneumonia": 0}
+
+
 def test_a_view_is_a_site(mimic):
     outcome = run(mimic, {**ENTRY, "view_position": "LATERAL"}, ["edema", "pneumonia"])
     assert outcome.labels == {

@@ -63,7 +63,7 @@ def rsna(study):
 
 
 def test_boxes_become_one_label_an_image(rsna):
-    outcome = run(rsna, ENTRY, ["pneumonia"], secondary_capture="keep")
+    outcome = run(rsna, ENTRY, ["pneumonia"], ingest={"secondary_capture": "keep"})
     labels = {x: outcome.labels[f"{IDS[x]}.dcm"]["pneumonia"] for x in "abcde"}
     assert labels == {"a": 1, "b": 0, "c": None, "d": None, "e": None}
     assert outcome.labels[f"{IDS['f']}.DCM"] == {"pneumonia": None}
@@ -75,7 +75,7 @@ def test_boxes_become_one_label_an_image(rsna):
 
 
 def test_classes(rsna):
-    outcome = run(rsna, CLASS_ENTRY, ["pneumonia", "normal"], secondary_capture="keep")
+    outcome = run(rsna, CLASS_ENTRY, ["pneumonia", "normal"], ingest={"secondary_capture": "keep"})
     found = {x: outcome.labels[f"{IDS[x]}.dcm"] for x in "abcd"}
     labels = {x: (row["pneumonia"], row["normal"]) for x, row in found.items()}
     assert labels == {"a": (1, 0), "b": (0, 1), "c": (0, 0), "d": (None, None)}

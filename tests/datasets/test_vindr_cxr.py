@@ -80,9 +80,10 @@ def test_readers_are_kept(vindr):
 
 
 def test_images_without_a_uid(vindr):
-    outcome = run(vindr, TRAIN, ["edema"])
-    labels = {x: outcome.labels[f"{IDS[x]}.dicom"]["edema"] for x in "abcd"}
-    assert labels == {"a": 1, "b": 0, "c": 1, "d": None}
+    outcome = run(vindr, TRAIN, ["edema", "nodule_mass"], conflict="majority")
+    labels = {x: tuple(outcome.labels[f"{IDS[x]}.dicom"][f] for f in ("edema", "nodule_mass")) for x in "abcd"}
+    assert labels == {"a": (1, 0), "b": (0, 0), "c": (1, 0), "d": (None, None)}
+    assert outcome.readers == 6
     assert outcome.refused == {"copy of a.dicom": "missing_required_tag"}
     assert outcome.issues["unknown_image"] == 1
     rows = list(outcome.instances.values())
@@ -104,7 +105,9 @@ def test_consensus_has_no_reader(vindr):
     site = parse(adapter.Params, TEST, "sites.mini")
     (row,) = adapter.read_labels(site, vindr.folder)
     assert (row.labels, row.reader) == ({"edema": "present", "nodule_mass": "absent"}, None)
-    assert run(vindr, TEST, ["edema"]).labels == {f"{IDS['f']}.dicom": {"edema": 1}}
+    outcome = run(vindr, TEST, ["edema"])
+    assert outcome.readers == 0
+    assert outcome.labels == {f"{IDS['f']}.dicom": {"edema": 1}}
 
 
 def test_one_image_at_two_sites_has_one_pseudonym(vindr):
