@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
+from pydicom.datadict import dictionary_VR
 
 from pipeline.dicom import deidentify
 from pipeline.dicom.attributes import (
@@ -16,6 +17,7 @@ from pipeline.dicom.attributes import (
     items,
     number,
     numbers,
+    tag_of,
     text,
     texts,
 )
@@ -24,7 +26,7 @@ from pipeline.dicom.geometry import Plane, letters_of, patient_orientation, plan
 from pipeline.dicom.layout import PixelFormat, read_layout
 from pipeline.dicom.pixels import modality_transform
 from pipeline.dicom.refusal import Quarantine, Refusal
-from pipeline.dicom.structure import Parsed, Part, parse_structure
+from pipeline.dicom.structure import Element, Parsed, Part, parse_structure
 from pipeline.params import StrictParams
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")  # PS3.5 9.1; leading zeros occur in the field and identify as well
@@ -97,17 +99,26 @@ class Description:
     treatments: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
-def read_header(content: bytes, params: IngestParams) -> tuple[Parsed, PixelFormat]:
+def read_header(
+    content: bytes, params: IngestParams, given: Mapping[str, str] | None = None
+) -> tuple[Parsed, PixelFormat]:
     """A file's structure and what it says of its pixels; policy is not asked.
+
+    Args:
+        content: the file.
+        params: of it the limits.
+        given: see ``describe``.
 
     Raises:
         Refusal: the file cannot be read.
     """
-    parsed = parse_structure(content, params.max_bytes)
+    parsed = _completed(parse_structure(content, params.max_bytes), given or {})
     return parsed, pixel_format(parsed, params)
 
 
-def describe(content: bytes, params: IngestParams, *, site: str, issuer: str, key: bytes) -> Description:
+def describe(
+    content: bytes, params: IngestParams, *, site: str, issuer: str, key: bytes, given: Mapping[str, str] | None = None
+) -> Description:
     """Everything that goes on from a file.
 
     Args:
@@ -116,11 +127,15 @@ def describe(content: bytes, params: IngestParams, *, site: str, issuer: str, ke
         site: the site's name.
         issuer: who gave out the patient numbers; sites that share an issuer share patients.
         key: the study's.
+        given: keyword to value, of text attributes that a data set states elsewhere than in its headers; used
+            where the header has none.
 
     Raises:
         Refusal: the file is not taken; a ``Quarantine`` where only a policy keeps it out.
     """
-    parsed, fmt = read_header(content, params)
+    stated = parse_structure(content, params.max_bytes)
+    parsed = _completed(stated, given or {})
+    fmt = pixel_format(parsed, params)
     check_policy(parsed, fmt, params)
     rows = instance_rows(parsed, fmt, site=site, issuer=issuer, key=key)
     planes = [_plane(parsed.main, frame, params, key) for frame in range(fmt.frames)]
@@ -131,8 +146,21 @@ def describe(content: bytes, params: IngestParams, *, site: str, issuer: str, ke
         rows,
         planes,
         file_notes(parsed, fmt),
-        count_treatments(parsed.tags, [*parsed.meta.elements, *parsed.main.elements]),
+        count_treatments(stated.tags, [*stated.meta.elements, *stated.main.elements]),
     )
+
+
+def _completed(parsed: Parsed, given: Mapping[str, str]) -> Parsed:
+    """The same with values where the data set has none: they are written behind its bytes."""
+    part = parsed.main
+    wanted = {keyword: value.encode() for keyword, value in given.items() if is_empty(part, keyword)}
+    if not wanted:
+        return parsed
+    elements, end = dict(part.elements), len(part.data)
+    for keyword, value in wanted.items():
+        elements[tag_of(keyword)] = Element(dictionary_VR(keyword), end, len(value))
+        end += len(value)
+    return replace(parsed, main=replace(part, data=b"".join([part.data, *wanted.values()]), elements=elements))
 
 
 def _plane(part: Part, frame: int, params: IngestParams, key: bytes) -> Plane | None:

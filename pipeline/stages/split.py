@@ -34,6 +34,16 @@ def usable(splits: pd.DataFrame, labels: pd.DataFrame) -> pd.Series:
     return splits["image_id"].isin(annotated) | (splits["split"] == "target_adapt")
 
 
+def without_label(images: pd.DataFrame, labels: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Images that have no label for any finding, by reason: conflicting, else uncertain, else missing."""
+    lost = {}
+    for status in ("conflicting", "uncertain", "missing"):
+        # Whatever is left is missing, a finding without a row included.
+        told = images["image_id"].isin(labels.loc[labels["status"] == status, "image_id"]) | (status == "missing")
+        lost[f"{status}_label"], images = images[told], images[~told]
+    return lost
+
+
 def read_instances(paths: Iterable[Path]) -> pd.DataFrame:
     """All sites' instances.
 
@@ -97,7 +107,7 @@ def main() -> None:
     keep = usable(splits, labels)
     unlabelled = made[made["image_id"].isin(splits.loc[~keep, "image_id"])]
     splits = splits[keep].reset_index(drop=True)
-    excluded = excluded_files(made, splits, {"patient_in_source": crossing, "missing_label": unlabelled})
+    excluded = excluded_files(made, splits, {"patient_in_source": crossing, **without_label(unlabelled, labels)})
     exclusions = pd.concat([earlier, excluded], ignore_index=True)
     num_files = {
         site: instances.loc[instances["site"] == site, "source_id"].nunique()

@@ -13,6 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import MPEG4HP41, BasicTextSRStorage, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from pipeline.dicom import headers
+from pipeline.dicom.pixels import modality_image
 from pipeline.dicom.refusal import Refusal
 
 POLICY = headers.IngestParams()
@@ -370,3 +371,21 @@ def test_patients_are_told_apart_by_issuer():
         for site, issuer in (("a", "x"), ("b", "x"), ("b", "y"))
     }
     assert ids["a", "x"] == ids["b", "x"] != ids["b", "y"]
+
+
+def test_what_a_data_set_states_elsewhere_fills_gaps_alone():
+    gaps = dict.fromkeys(("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate"))
+    bare = content(dataset(**gaps, PatientID=""))
+    given = {"SOPInstanceUID": "2.25.1", "StudyInstanceUID": "2.25.2", "PatientID": "7", "Modality": "CT"}
+    assert refusal_of(bare).reason == "missing_required_tag"
+    described = headers.describe(bare, POLICY, site="n", issuer="n", key=KEY, given=given)
+    whole = content(dataset(**gaps | {"SOPInstanceUID": "2.25.1", "StudyInstanceUID": "2.25.2", "PatientID": "7"}))
+    expected = headers.describe(whole, POLICY, site="n", issuer="n", key=KEY)
+    assert described.rows == expected.rows
+    assert described.rows[0]["modality"] == "dx"
+    # what is not in the file is not counted among its elements
+    assert sum(described.treatments.values()) == sum(expected.treatments.values()) - 2
+    completed, whole_one = (
+        modality_image(*headers.read_header(*a), 0) for a in ((bare, POLICY, given), (whole, POLICY))
+    )
+    np.testing.assert_array_equal(completed.values, whole_one.values)

@@ -1,0 +1,80 @@
+"""A miniature of a public data set, run through inventory, ingest and labels; what came of each file."""
+
+import gzip
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from stages.study import Study
+
+from pipeline.datasets.inventory import identify
+from pipeline.datasets.registry import load_site
+from pipeline.dicom.headers import IngestParams
+from pipeline.key import PUBLIC_KEY
+from pipeline.tables import Exclusions, Instances, LabelIssues, Labels, Readings, read_table
+
+
+@dataclass
+class Outcome:
+    """By path below the root: labels by finding, row of ``Instances``, reason of refusal; and issues, readers."""
+
+    labels: dict[str, dict[str, int | None]]
+    instances: dict[str, dict[str, Any]]
+    refused: dict[str, str]
+    issues: dict[str, int]
+    readers: int
+
+
+def write(study: Study, files: dict[str, bytes | str]) -> None:
+    """Files by path below the study's folder; text is gzipped where the name says so."""
+    for name, content in files.items():
+        path = study.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode() if isinstance(content, str) else content
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+
+def run(
+    study: Study, entry: dict[str, Any], findings: list[str], ingest: dict[str, str] | None = None, **policies: str
+) -> Outcome:
+    """A site's stages up to its labels; every image that is used has been decoded as well."""
+    study.params |= {"sites": {"mini": entry}, "labels": {"findings": findings, **policies}, "ingest": ingest or {}}
+    study.inventory()
+    ingested = study.ingest("mini")
+    labelled = study.labels("mini")
+    adapter, site = load_site("mini", study.folder / "params.yaml")
+    sources = identify(adapter, site, "mini", study.folder, PUBLIC_KEY)
+    names = {source_id: source.relative for source_id, source in sources.items()}
+    instances = read_table(Instances, ingested / "instances.parquet")
+    name_of = dict(zip(instances["image_id"], instances["source_id"].map(names), strict=True))
+    labels: dict[str, dict[str, int | None]] = {}
+    for row in read_table(Labels, labelled / "labels.parquet").to_dict("records"):
+        label = None if pd.isna(row["label"]) else int(row["label"])
+        labels.setdefault(name_of[row["image_id"]], {})[row["finding"]] = label
+    exclusions = read_table(Exclusions, ingested / "exclusions.parquet")
+    refused = dict(zip(exclusions["source_id"].map(names), exclusions["reason"], strict=True))
+    for row in instances.to_dict("records"):
+        (image,) = adapter.read_images(sources[row["source_id"]].path.read_bytes(), [0], IngestParams())
+        assert image.values.shape == (row["rows"], row["columns"])
+    issues = read_table(LabelIssues, labelled / "issues.parquet")
+    rows = [
+        {name: None if pd.isna(value) else value for name, value in row.items()} for row in instances.to_dict("records")
+    ]
+    return Outcome(
+        labels,
+        {names[row["source_id"]]: row for row in rows},
+        refused,
+        dict(zip(issues["issue"], issues["count"], strict=True)),
+        read_table(Readings, labelled / "readings.parquet")["reader"].nunique(),
+    )
+
+
+def grey(seed: int, bits: int = 8) -> np.ndarray:
+    """An image of noise, (rows, columns) = (20, 30)."""
+    return np.random.default_rng(seed).integers(0, 2**bits, (20, 30), dtype=np.uint8 if bits == 8 else np.uint16)
+
+
+def encode(suffix: str, image: np.ndarray) -> bytes:
+    return cv2.imencode(suffix, image)[1].tobytes()
