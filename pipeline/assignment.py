@@ -90,9 +90,12 @@ def first_sight(instances: pd.DataFrame, labels: pd.DataFrame, params: SplitPara
     patients = positive.groupby(["site", "finding"], as_index=False).agg(patients=("patient_id", "size"))
     rarest = positive.merge(patients, on=["site", "finding"]).sort_values(["patients", "finding"])
     rarest = rarest.drop_duplicates("patient_id").set_index("patient_id")["finding"]
-    plain = np.where(home["patient_id"].isin(given["patient_id"]), NEGATIVE, UNLABELLED)
-    stratum = home["patient_id"].map(rarest).fillna(pd.Series(np.where(home["away"], ANY, plain), home.index))
-    return home.assign(stratum=stratum)[["patient_id", "site", "stratum"]]
+    home["stratum"] = np.select(
+        [home["away"], home["patient_id"].isin(rarest.index), home["patient_id"].isin(given["patient_id"])],
+        [ANY, home["patient_id"].map(rarest).astype(object), NEGATIVE],
+        UNLABELLED,
+    )
+    return home[["patient_id", "site", "stratum"]]
 
 
 def grow(ledger: pd.DataFrame, seen: pd.DataFrame, duplicates: pd.DataFrame, params: SplitParams) -> pd.DataFrame:

@@ -75,6 +75,11 @@ def write_ledger(path: Path, fingerprint: str, ledger: pd.DataFrame) -> None:
     _replace(path, f"# key {fingerprint}\n{text}")
 
 
+def holds_patient(path: Path, patient: str) -> bool:
+    """Whether a line of the file, if it is there, begins with the patient's pseudonym."""
+    return path.is_file() and f"\n{patient}," in path.read_text(encoding="utf-8")
+
+
 def forget(path: Path, patient: str) -> None:
     """Take a patient's row out; every other line keeps its bytes."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
