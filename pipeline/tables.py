@@ -37,7 +37,14 @@ OUTCOMES = frozenset({"rejected", "quarantined", "unused", "defect"})
 # The actions of PS3.15 Table E.1-1, and where an element stands that is not in it.
 ACTIONS = frozenset("D Z X K C U Z/D X/Z X/D X/Z/D X/Z/U* not_listed private".split())
 IMAGE_REASONS = frozenset(
-    {"missing_label", "conflicting_label", "uncertain_label", "patient_in_source", "patient_withdrawn"}
+    {
+        "missing_label",
+        "conflicting_label",
+        "uncertain_label",
+        "patient_in_source",
+        "patient_withdrawn",
+        "near_duplicate",
+    }
 )
 REASONS = FILE_REASONS | IMAGE_REASONS | {"defect"}  # an error of ours, never the file's; to be reported
 
@@ -251,6 +258,20 @@ class LabelIssues(Table):
     vocabulary: ClassVar = {"issue": LABEL_ISSUES}
 
 
+class Terms(Table):
+    """A site's terms of use; ``origin`` names the image collection, "" a hospital's own."""
+
+    columns: ClassVar = {
+        "site": pa.string(),
+        "origin": pa.string(),
+        "licence": pa.string(),
+        "redistribution": pa.bool_(),
+        "citation": pa.string(),
+    }
+    key: ClassVar = ("site",)
+    required: ClassVar = ("origin",)
+
+
 class Images(Table):
     """The images of a store (see imaging/store.py) in the order of ``array_index``, and how each came there.
 
@@ -299,6 +320,49 @@ class Splits(Table):
         "role": frozenset({"source", "target"}),
         "split": frozenset(SOURCE_SPLITS + TARGET_SPLITS),
     }
+
+
+class Ledger(Table):
+    """The side of each patient ever seen, as given at first sight; ``site`` and ``stratum`` are those of that day.
+
+    ``stratum`` is the rarest finding for which the patient had a positive image, else "(negative)" or
+    "(unlabelled)"; at a target site, where no label is looked at, "(any)".
+    """
+
+    columns: ClassVar = {"patient_id": pa.string(), "site": pa.string(), "stratum": pa.string(), "side": pa.string()}
+    key: ClassVar = ("patient_id",)
+    required: ClassVar = ("site", "stratum", "side")
+    vocabulary: ClassVar = {"side": frozenset({"train", "val", "test"})}
+
+
+class Duplicates(Table):
+    """Pairs of images that show one picture, the first by name before the second (``duplicate_of``'s columns).
+
+    Of n images with equal pixels the first is paired with each other: n - 1 rows. ``hamming`` counts the bits in
+    which the perceptual hashes differ, ``correlation`` is Pearson's, of the aligned pixels.
+    """
+
+    columns: ClassVar = {
+        "image_id": pa.string(),
+        "duplicate_of": pa.string(),
+        "patient_id": pa.string(),
+        "duplicate_patient_id": pa.string(),
+        "site": pa.string(),
+        "duplicate_site": pa.string(),
+        "same_patient": pa.bool_(),
+        "hamming": pa.int16(),
+        "correlation": pa.float64(),
+    }
+    key: ClassVar = ("image_id", "duplicate_of")
+    required: ClassVar = (
+        "patient_id",
+        "duplicate_patient_id",
+        "site",
+        "duplicate_site",
+        "same_patient",
+        "hamming",
+        "correlation",
+    )
 
 
 class Flow(Table):

@@ -1,64 +1,42 @@
-"""Assignment by patient: nobody on two sides, and nothing moves when data are added."""
+"""Section ``split``, and draws that hang on names alone."""
 
-import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.params import ParamsError, parse
-from pipeline.splits import SplitParams, assign, check_sites, label_order, uniform
+from pipeline.splits import SIDES, SplitParams, check_sites, label_order, uniform
 
 PARAMS = SplitParams(seed=3, source=["north", "south"], target=["east", "west"])
-rows = st.lists(st.tuples(st.sampled_from(["north", "south", "east", "west"]), st.integers(0, 25)), min_size=1)
 
 
-def frame(pairs):
-    return pd.DataFrame(
-        [{"image_id": f"i{n}", "source_id": f"s{n}", "patient_id": f"p{patient}", "site": site}
-         for n, (site, patient) in enumerate(pairs)]
-    )  # fmt: skip
+@pytest.mark.parametrize("left_out", ["north", "south"])
+def test_leaving_a_site_out_makes_it_a_target_that_is_assigned_as_before(left_out):
+    plain = {**PARAMS.model_dump(exclude={"leave_out"}), "target": ["east"]}
+    params = parse(SplitParams, {**plain, "leave_out": left_out}, "split")
+    assert params.source == [site for site in ("north", "south") if site != left_out]
+    assert params.target == ["east", left_out]
+    assert sorted(params.pool) == ["north", "south"]
+    before = parse(SplitParams, plain, "split")
+    assert all(params.shares(site) == before.shares(site) for site in ("north", "south", "east"))
+    assert [params.split_of(left_out, side) for side in SIDES] == ["target_adapt", "target_adapt", "ood_test"]
 
 
-@settings(deadline=None, max_examples=60)
-@given(rows)
-def test_nobody_on_two_sides_and_nothing_lost(pairs):
-    splits, crossing = assign(frame(pairs), PARAMS)
-    assert len(splits[["patient_id", "split"]].drop_duplicates()) == len(set(splits["patient_id"]))
-    assert sorted([*splits["image_id"], *crossing["image_id"]]) == sorted(frame(pairs)["image_id"])
-    at_source = {patient for site, patient in pairs if site in PARAMS.source}
-    expected = {f"i{n}" for n, (site, patient) in enumerate(pairs) if site in PARAMS.target and patient in at_source}
-    assert set(crossing["image_id"]) == expected
-    assert set(splits.loc[splits["role"] == "target", "split"]) <= {"target_adapt", "ood_test"}
-    assert set(splits.loc[splits["role"] == "source", "split"]) <= {"train", "id_val", "id_test"}
+def test_leaving_out_needs_no_other_target():
+    raw = {"seed": 1, "source": ["north", "south"], "leave_out": "south"}
+    assert parse(SplitParams, raw, "split").target == ["south"]
 
 
-@settings(deadline=None, max_examples=60)
-@given(rows, rows)
-def test_additions_move_nobody(before, added):
-    """Also a new target hospital: the source's rows keep their split, and the target's unless they cross."""
-    first, _ = assign(frame(before), PARAMS)
-    joined = SplitParams(**{**PARAMS.model_dump(), "target": ["east", "west", "far"]})
-    more = [*before, *[("far" if site == "south" else site, patient) for site, patient in added]]
-    second, crossing = assign(frame(more), joined)
-    after = second.set_index("image_id")["split"].to_dict()
-    for image_id, split in zip(first["image_id"], first["split"], strict=True):
-        assert after.get(image_id, "crossed") == (split if image_id not in set(crossing["image_id"]) else "crossed")
-    assert set(crossing["site"]) <= {"east", "west", "far"}
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.randoms(), rows)
-def test_order_does_not_matter(random, pairs):
-    shuffled = frame(pairs).sample(frac=1.0, random_state=random.randrange(2**31))
-    pd.testing.assert_frame_equal(assign(frame(pairs), PARAMS)[0], assign(shuffled, PARAMS)[0])
-
-
-def test_fractions():
-    splits, _ = assign(frame([("north" if n % 2 else "east", n) for n in range(8000)]), PARAMS)
-    share = splits.groupby("role")["split"].value_counts(normalize=True)
-    for key, wanted in {("source", "train"): 0.6, ("source", "id_val"): 0.2, ("source", "id_test"): 0.2,
-                        ("target", "target_adapt"): 0.3, ("target", "ood_test"): 0.7}.items():  # fmt: skip
-        assert share[key] == pytest.approx(wanted, abs=0.03)  # over 4 standard errors
+@pytest.mark.parametrize("site", PARAMS.sites)
+def test_shares_of_a_site_are_the_fractions_of_its_splits(site):
+    shares = PARAMS.shares(site)
+    assert sum(shares) == pytest.approx(1.0)
+    share = {split: 0.0 for split in ("train", "id_val", "id_test", "target_adapt", "ood_test")}
+    for side, part in zip(SIDES, shares, strict=True):
+        share[PARAMS.split_of(site, side)] += part
+    wanted = {"train": 0.6, "id_val": 0.2, "id_test": 0.2} if site in PARAMS.source else \
+        {"target_adapt": 0.3, "ood_test": 0.7}  # fmt: skip
+    assert {split: part for split, part in share.items() if part} == pytest.approx(wanted)
 
 
 def test_seed_matters_and_uniform_is_uniform():
@@ -93,6 +71,12 @@ def test_draws_differ():
         ({"source": [5]}, "split.source.0: .*string.*got 5"),
         ({"seed": -1}, "split.seed: .*greater than or equal to 0; got -1"),
         ({"seed": 1.5}, "split.seed"),
+        ({"leave_out": "east"}, "leave_out: 'east' must be one of split.source"),
+        ({"leave_out": "north", "source": ["north"]}, "leave_out: 'north' is the only source site"),
+        ({"leave_out": 5}, "must be one of split.source"),
+        ({"leave_out": "north", "source": "north"}, "split.source: .*list"),
+        ({"duplicate_hamming": 21}, "split.duplicate_hamming: .*less than or equal to 20; got 21"),
+        ({"duplicate_correlation": 1.0}, "split.duplicate_correlation: .*less than 1"),
         ({"sourse": ["north"]}, "split.sourse: unknown key; did you mean 'source'"),
     ],
 )

@@ -4,7 +4,7 @@ The PatientID is asked for, and never stands in the shell's history or in an out
 gave it out. Or give the pseudonym. The patient's pseudonym and those of the files go to withdrawn.txt, which you
 commit: from then on inventory and ingest leave them out. Then every output that holds rows or pixels of the patient
 is deleted, in the workspace and, in any version, in the cache; `make repro` makes them again without. A manifest
-loses its rows alone.
+loses its rows alone, and so does the ledger of sides (splits.csv).
 
 Models are listed, not deleted, unless --delete-models. --dry-run shows all this and changes nothing.
 """
@@ -35,6 +35,7 @@ from pipeline.datasets.registry import load_site
 from pipeline.dicom.deidentify import pseudonym
 from pipeline.errors import PipelineError
 from pipeline.key import load_key
+from pipeline.ledger import forget, holds_patient
 from pipeline.params import load_names
 from pipeline.tables import Manifest, read_table, write_table
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, read_withdrawn, write_withdrawn
@@ -268,10 +269,11 @@ def _rank(cache: Cache, oid: str) -> int:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What of the study's folder is to go: outputs, in the order of deletion, and manifests that lose rows."""
+    """What of the study's folder is to go: outputs, in the order of deletion; manifests and ledgers that lose rows."""
 
     outputs: tuple[Path, ...]
     manifests: tuple[Path, ...]
+    ledgers: tuple[Path, ...]
 
 
 def judge_workspace(repo: Any, study: Path, tables: Iterable[Path], identity: Identity) -> Workspace:
@@ -282,7 +284,9 @@ def judge_workspace(repo: Any, study: Path, tables: Iterable[Path], identity: Id
     for table in manifests:
         read_table(Manifest, table)  # what could not be written again is told before anything is deleted
     hit.difference_update(manifests)
-    outs = {Path(out.fs_path): stage for stage in repo.index.stages for out in stage.outs}
+    # What persists is no run's product: the ledger, in which the others' sides stand.
+    outs = {Path(out.fs_path): stage for stage in repo.index.stages for out in stage.outs if not out.persist}
+    kept = [Path(out.fs_path) for stage in repo.index.stages for out in stage.outs if out.persist]
 
     def within(folder: Path, found: Iterable[Path]) -> bool:
         return any(path == folder or folder in path.parents for path in found)
@@ -310,7 +314,8 @@ def judge_workspace(repo: Any, study: Path, tables: Iterable[Path], identity: Id
         inside = [table for table in names if within(out, [table])]
         return (2 if any("patient_id" in names[table] for table in inside) else int(bool(inside))), out
 
-    return Workspace(tuple(sorted(tainted, key=rank)), tuple(manifests))
+    ledgers = tuple(path for path in kept if holds_patient(path, identity.patient))
+    return Workspace(tuple(sorted(tainted, key=rank)), tuple(manifests), ledgers)
 
 
 # --- models -----------------------------------------------------------------------------------------------
@@ -479,14 +484,15 @@ def withdraw(repo: Any, study: Path, patient: str, *, delete_models: bool, dry_r
     here_set = set(here)
     everywhere = [*here, *(cache.objects[oid] for oid in sorted(cache.tables))]
     identity = identify_patient(patient, everywhere, here_set)
-    if not identity.images and patient not in listed.patients and not add_anyway:
+    workspace = judge_workspace(repo, study, here, identity)
+    known = identity.images or workspace.ledgers or patient in listed.patients
+    if not known and not add_anyway:
         raise PipelineError(
             f"nothing of patient {patient} is in this study or in its cache. Check the number and who gave it out. "
             "A patient all of whose files were excluded is in no table: --add-anyway lists them for what comes later"
         )
     productions = read_productions(repo)
     verdict = judge(cache, productions, identity)
-    workspace = judge_workspace(repo, study, here, identity)
     models = list_models(cache, productions, identity, study)
     blamed = {model.oid for model in models if model.use in ("train", "id_val")} if delete_models else set()
     gone = verdict.tainted | blamed
@@ -499,7 +505,7 @@ def withdraw(repo: Any, study: Path, patient: str, *, delete_models: bool, dry_r
     would = "would be " if dry_run else ""
     for path in outputs:
         print(f"  {would}deleted: {path.relative_to(study)}")
-    for path in workspace.manifests:
+    for path in (*workspace.manifests, *workspace.ledgers):
         print(f"  {would}cut: {path.relative_to(study)}")
     size = sum(cache.objects[oid].stat().st_size for oid in objects)
     print(f"  {would}deleted from the cache: {len(objects)} objects ({size} bytes), {len(records)} entries of runs")
@@ -524,6 +530,8 @@ def withdraw(repo: Any, study: Path, patient: str, *, delete_models: bool, dry_r
         delete(path)
     for path in workspace.manifests:
         cut_manifest(path, identity.sources)
+    for path in workspace.ledgers:
+        forget(path, patient)
     for scratch in SCRATCH:
         delete(study / scratch)  # made again by the next run
     for oid in tqdm(objects, desc="deleting", unit="object", mininterval=0.5):
@@ -547,7 +555,7 @@ def _model_folders(productions: Iterable[Production], blamed: Collection[str], s
 def _next_steps(repo: Any, study: Path, models_done: bool) -> list[str]:
     steps = [
         "now:",
-        f"- commit {WITHDRAWN_FILE}; it and its history hold pseudonyms only",
+        f"- commit {WITHDRAWN_FILE} and, if it was cut, splits.csv; they and their history hold pseudonyms only",
         "- remove the patient's raw files and their rows in label files: neither was touched",
         "- run `make repro`: it makes the deleted outputs again and trains without the patient",
         "- run this in the other studies of this cache: it was searched for all, but each has a folder and a list",

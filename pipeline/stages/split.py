@@ -1,19 +1,34 @@
-"""Assign every image to a split by patient, over all sites, and check that nothing leaks between them."""
+"""Assign every image to a split by patient, over all sites, and check that nothing leaks between them.
 
-from collections.abc import Iterable
+Who was seen before keeps the side that the ledger (splits.csv) gives; who is new is written into it. Commit it.
+"""
+
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline import cli
+from pipeline.analysis.duplicates import Image, find_duplicates
 from pipeline.analysis.flow import composition, patient_flow, require_both_classes
-from pipeline.analysis.leakage import leakage
+from pipeline.analysis.leakage import leakage, overlapping_origins
+from pipeline.assignment import assign
 from pipeline.errors import PipelineError
-from pipeline.imaging.store import INDEX_FILE
-from pipeline.params import load_names, load_params
-from pipeline.splits import SplitParams, assign, check_sites
+from pipeline.imaging.store import INDEX_FILE, Store
+from pipeline.key import PrivacyParams
+from pipeline.ledger import read_ledger, write_ledger
+from pipeline.params import (
+    ParamsError,
+    check_versions,
+    load_names,
+    load_params,
+    read_params_file,
+    section_of,
+)
+from pipeline.splits import SplitParams, check_sites
 from pipeline.tables import (
     Composition,
+    Duplicates,
     Exclusions,
     Flow,
     Images,
@@ -21,6 +36,7 @@ from pipeline.tables import (
     Labels,
     Leakage,
     Splits,
+    Terms,
     make_table,
     read_table,
     read_tables,
@@ -79,6 +95,55 @@ def excluded_files(made: pd.DataFrame, splits: pd.DataFrame, lost: dict[str, pd.
     return make_table(Exclusions, rows[~rows["source_id"].isin(used)].drop_duplicates("source_id"))
 
 
+def pixels_of(index: pd.DataFrame, folder: Path) -> Callable[[int], Image]:
+    """A function from a row's position in ``index`` to its image (H, W) without padding.
+
+    Args:
+        index: site and the columns of ``tables.Images``.
+        folder: of all sites' preprocess.
+    """
+    stores = {site: Store(folder / site) for site in index["site"].unique()}
+    columns = ["site", "array_index", "pad_top", "pad_left", "resized_rows", "resized_columns"]
+    places = list(index[columns].itertuples(index=False, name=None))
+
+    def read(position: int) -> Image:
+        site, array_index, top, left, rows, columns = places[position]
+        image = stores[site].read([array_index])[0]
+        # Of neighbouring slices the slice itself; what was cut off is negative padding.
+        return image[len(image) // 2, max(top, 0) : top + rows, max(left, 0) : left + columns]
+
+    return read
+
+
+def duplicate_pairs(made: pd.DataFrame, images: pd.DataFrame, folder: Path, params: SplitParams) -> pd.DataFrame:
+    """Rows of ``tables.Duplicates`` over all sites' images.
+
+    Args:
+        made: image_id, patient_id, site of the images there are.
+        images: as ``tables.Images``.
+        folder: of all sites' preprocess.
+        params: the section.
+    """
+    index = made[["image_id", "patient_id", "site"]].merge(images, on="image_id").sort_values("image_id")
+    pairs = find_duplicates(
+        index["pixels_sha256"].tolist(),
+        pixels_of(index, folder),
+        params.duplicate_hamming,
+        params.duplicate_correlation,
+    )
+    sides = [index.iloc[pairs[name]].reset_index(drop=True) for name in ("first", "second")]
+    rows = pairs[["hamming", "correlation"]].assign(
+        image_id=sides[0]["image_id"],
+        duplicate_of=sides[1]["image_id"],
+        patient_id=sides[0]["patient_id"],
+        duplicate_patient_id=sides[1]["patient_id"],
+        site=sides[0]["site"],
+        duplicate_site=sides[1]["site"],
+        same_patient=sides[0]["patient_id"] == sides[1]["patient_id"],
+    )
+    return make_table(Duplicates, rows)
+
+
 def main() -> None:
     """Run the stage."""
     arguments = cli.parser(
@@ -86,11 +151,17 @@ def main() -> None:
         ingest="the folder of all sites' ingest",
         images="the folder of all sites' preprocess",
         labels="the folder of all sites' labels",
+        ledger="the study's ledger of patients; made where it is not there",
         out="folder for the splits and their tables",
     )
     args = arguments.parse_args()
     params = load_params(SplitParams, "split", args.params)
+    key = load_params(PrivacyParams, "privacy", args.params).key_fingerprint
+    if key is None:
+        raise ParamsError("privacy.key_fingerprint: required, but missing; `make repro` says what to write")
+    check_versions("numpy", "opencv-python-headless", path=args.params)
     check_sites(params, load_names("sites", args.params))
+    ledger = read_ledger(args.ledger, key)
     for parent in (args.ingest, args.images, args.labels):
         cli.prune(parent, params.sites)
     folders = {name: getattr(args, name) for name in ("ingest", "images", "labels")}
@@ -102,12 +173,19 @@ def main() -> None:
     images = pd.concat([read_table(Images, folders["images"] / site / INDEX_FILE) for site in params.sites])
     labels = read_tables(Labels, [folders["labels"] / site / "labels.parquet" for site in params.sites])
 
+    terms = read_tables(Terms, [folders["labels"] / site / "terms.parquet" for site in params.sites])
+    entries = section_of(read_params_file(args.params), "sites", args.params)
+    issuers = {site: entries[site].get("issuer") or site for site in params.sites}
+    overlaps = overlapping_origins(terms, issuers, params)
+
     made = instances[instances["image_id"].isin(images["image_id"])]
-    splits, crossing = assign(made, params)
+    duplicates = duplicate_pairs(made, images, folders["images"], params)
+    assigned = assign(made, labels, duplicates, ledger, params)
+    splits = assigned.splits
     keep = usable(splits, labels)
     unlabelled = made[made["image_id"].isin(splits.loc[~keep, "image_id"])]
     splits = splits[keep].reset_index(drop=True)
-    excluded = excluded_files(made, splits, {"patient_in_source": crossing, **without_label(unlabelled, labels)})
+    excluded = excluded_files(made, splits, assigned.left_out | without_label(unlabelled, labels))
     exclusions = pd.concat([earlier, excluded], ignore_index=True)
     num_files = {
         site: instances.loc[instances["site"] == site, "source_id"].nunique()
@@ -116,10 +194,10 @@ def main() -> None:
     }
     counts = composition(splits, labels)
     require_both_classes(counts, params.source)
-    leaks = leakage(splits, instances, images)
+    leaks = leakage(splits, instances, images, duplicates, overlaps, params)
     for check in leaks[leaks["must_be_zero"] & (leaks["count"] > 0)].to_dict("records"):
-        # Splits are by patient, so what is left are copies of one picture under two patients: told here and in
-        # the report, and for a person to settle.
+        # Splits are by patient and by picture, so what is left are images without contrast, which are all alike:
+        # told here and in the report, and for a person to settle.
         print(f"LEAKAGE: {check['count']} {check['description']}")
 
     write_table(Splits, splits, args.out / "splits.parquet")
@@ -127,6 +205,14 @@ def main() -> None:
     write_table(Flow, patient_flow(num_files, instances, exclusions, splits), args.out / "flow.parquet")
     write_table(Composition, counts, args.out / "composition.parquet")
     write_table(Leakage, leaks, args.out / "leakage.parquet")
+    write_table(Duplicates, duplicates, args.out / "duplicates.parquet")
+    write_ledger(args.ledger, key, assigned.ledger)  # last: a run that was refused gives nobody a side
+    new = len(assigned.ledger) - len(ledger)
+    print(f"{args.ledger.name}: {len(ledger)} patients known, {new} new" + ("; commit it" if new else ""))
+    left_out = {reason: len(images) for reason, images in assigned.left_out.items()} | {
+        "missing_label": len(unlabelled)
+    }
+    print("images left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
     print(splits.groupby(["site", "split"])["image_id"].count().to_string())
 
 

@@ -26,6 +26,7 @@ from pipeline.dicom.deidentify import pseudonym
 from pipeline.errors import PipelineError
 from pipeline.imaging.store import INDEX_FILE
 from pipeline.key import PUBLIC_KEY, fingerprint
+from pipeline.ledger import write_ledger
 from pipeline.splits import label_order
 from pipeline.tables import (
     Exclusions,
@@ -33,11 +34,13 @@ from pipeline.tables import (
     Instances,
     LabelIssues,
     Labels,
+    Ledger,
     Manifest,
     Metrics,
     Predictions,
     Samples,
     Splits,
+    make_table,
     read_table,
     write_table,
 )
@@ -205,6 +208,7 @@ class Study:
             }
             for stage, (deps, out, source) in GRAPH.items()
         }
+        stages["split"]["outs"].append({"splits.csv": {"cache": False, "persist": True}})
         stages["evaluate"]["metrics"] = ["reports/metrics.json"]
         (folder / "dvc.yaml").write_text(json.dumps({"stages": stages}))
 
@@ -256,6 +260,9 @@ def built(tmp_path_factory):
         patch.setenv("DVC_NO_ANALYTICS", "1")
         made = Study(folder, patch, SimpleNamespace(readouterr=lambda: None))
         write_made(folder, version=1)
+        rows = [{"patient_id": patient_id(p), "site": site, "stratum": "(any)", "side": "test"}
+                for p, (site, _) in SPLITS.items()]  # fmt: skip
+        write_ledger(folder / "splits.csv", fingerprint(PUBLIC_KEY), make_table(Ledger, rows))
         made.repro()
         write_made(folder, version=2)
         made.repro()
@@ -312,7 +319,7 @@ def test_of_a_trained_patient_nothing_is_left_and_of_the_others_all_that_can_be(
         assert not any(path.parent.name + path.name in entry.split("\nouts:")[1] for entry in entries)
     with Repo(".") as repo:  # what stays can be restored
         for out in repo.index.outs:
-            if Path(out.fs_path).exists():
+            if Path(out.fs_path).exists() and out.use_cache:  # the ledger is in git
                 assert all(repo.cache.local.exists(oid) for oid in oids(repo, out)), out
     manifest = read_table(Manifest, study.folder / "data/manifests/home.parquet")
     assert set(manifest["source_id"]) == {source_id(p) for p in SPLITS if p != "h0" and SPLITS[p][0] == "home"}
@@ -332,7 +339,11 @@ def oids(repo, out):
 @pytest.mark.parametrize("patient", ["h0", "h6", "h7", "a0", "a1"])
 def test_a_patient_of_every_split_and_the_way_back(study, patient):
     site, split = SPLITS[patient]
-    study.withdraw("--site", site, number=patient)
+    ledger = (study.folder / "splits.csv").read_text().splitlines()
+    assert "cut: splits.csv" in study.withdraw("--site", site, number=patient)
+    rest = [line for line in ledger if not line.startswith(patient_id(patient))]
+    assert (study.folder / "splits.csv").read_text().splitlines() == rest
+    assert len(rest) == len(ledger) - 1
     assert study.find(patient, frames=("0", "1") if patient == "h0" else ("0",)) == set()
     others = [other for other in SPLITS if other != patient]
     for other in others:
@@ -362,6 +373,16 @@ def test_a_patient_of_every_split_and_the_way_back(study, patient):
     assert dvc(["status", "--quiet"]) == 0
     assert dvc(["gc", "--workspace", "--force", "--quiet"]) == 0
     study.capsys.readouterr()
+
+
+def test_a_patient_of_whom_the_ledger_alone_is_left(study):
+    gone = name("patient", "home", "gone")
+    ledger = study.folder / "splits.csv"
+    before = ledger.read_text()
+    ledger.write_text(before + f"{gone},home,(negative),train\n")
+    study.withdraw("--pseudonym", gone)
+    assert ledger.read_text() == before
+    assert gone in read_withdrawn(study.folder).patients
 
 
 def test_models_are_told_by_what_they_had_of_the_patient(study):
@@ -407,7 +428,9 @@ def test_models_are_deleted_on_request_in_every_version(study):
 
 def test_a_dry_run_changes_nothing(study):
     before = {path: path.read_bytes() for path in study.files("data", "reports", ".dvc/cache", ".checkpoints")}
+    ledger = (study.folder / "splits.csv").read_bytes()
     told = study.withdraw("--dry-run", "--site", "home", "--delete-models", number="h0")
+    assert (study.folder / "splits.csv").read_bytes() == ledger
     assert {p: p.read_bytes() for p in study.files("data", "reports", ".dvc/cache", ".checkpoints")} == before
     assert not (study.folder / WITHDRAWN_FILE).exists()
     would = {line.split(": ")[1] for line in told.splitlines() if line.startswith("  would be deleted: ")}

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.assignment import assign
 from pipeline.datasets import chestxray14 as adapter
 from pipeline.datasets import image_files
 from pipeline.datasets.common import Source
@@ -14,7 +15,8 @@ from pipeline.datasets.inventory import identify
 from pipeline.dicom.headers import IngestParams
 from pipeline.dicom.refusal import Refusal
 from pipeline.params import parse
-from pipeline.splits import SplitParams, assign
+from pipeline.splits import SplitParams
+from pipeline.tables import Duplicates, Labels, Ledger, make_table
 
 KEY = b"k" * 32
 FACTS = {"Patient ID": "4711", "Patient Age": "58", "Patient Gender": "F", "View Position": "AP", "Follow-up #": "3"}
@@ -128,7 +130,9 @@ def test_real_views_and_the_patients_they_share(shared):
 
     instances = pd.DataFrame(rows)
     params = SplitParams(seed=1, source=["pa"], target=["ap"])
-    splits, crossing = assign(instances, params)
+    nothing = [make_table(table, []) for table in (Labels, Duplicates, Ledger)]
+    assigned = assign(instances, *nothing, params)
+    splits, crossing = assigned.splits, assigned.left_out["patient_in_source"]
     gone = instances[instances["image_id"].isin(crossing["image_id"])]
     assert gone["patient_id"].nunique() == 42
     assert set(gone["site"]) == {"ap"}

@@ -114,7 +114,7 @@ class Study:
 
     def split(self) -> Path:
         folders = [part for name in ("ingest", "images", "labels") for part in (f"--{name}", self.folder / name)]
-        self.call("stages.split", *folders, "--out", self.folder / "split")
+        self.call("stages.split", *folders, "--ledger", self.folder / "splits.csv", "--out", self.folder / "split")
         return self.folder / "split"
 
     def gather(self) -> Path:
