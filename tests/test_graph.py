@@ -113,6 +113,7 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
     computing = {
         "ingest": {"pydicom"},
         "preprocess": {"numpy", "opencv-python-headless", "pydicom"},
+        "quality": {"numpy", "opencv-python-headless"},
         "features": {"torch", "torchvision"},
         "finetune": {"monai", "numpy", "scikit-learn", "torch", "torchvision"},
         "predict": {"torch", "torchvision"},
