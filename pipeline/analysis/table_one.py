@@ -1,5 +1,6 @@
 """Table 1: who and what is in each site and split, and how far each target is from the source."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def describe(instances: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
         own = base["image_id"].map(rows.set_index("image_id")["label"]).astype("Float64")
         # A patient is positive with one positive image, negative with none and a negative one.
         whole = own.groupby(patient.to_numpy()).max()
-        variable = f"label: {finding}"
+        variable = f"finding: {finding}"
         parts.append(base.assign(variable=variable, level=_presence(patient.map(whole)), of_patients=True))
         parts.append(base.assign(variable=f"{variable}, images", level=_presence(own), of_patients=False))
     for name in _PER_IMAGE:
@@ -122,7 +123,7 @@ def balance(described: pd.DataFrame) -> pd.DataFrame:
             elif of_variable["quantity"].notna().any():
                 difference = smd_of_quantities(home["quantity"].to_numpy(), away["quantity"].to_numpy())
             else:
-                difference = smd_of_levels(home["level"].value_counts(), away["level"].value_counts())
+                difference = smd_of_levels(Counter(home["level"]), Counter(away["level"]))
             fewest = min(home["patient_id"].nunique(), away["patient_id"].nunique())
             row = {"site": site, "variable": variable, "num_patients": fewest}
             rows.append(row | dict(zip(("smd", "note"), difference, strict=True)))

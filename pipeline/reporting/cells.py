@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 from markupsafe import Markup
@@ -54,7 +55,7 @@ def suppressed(rows: Iterable[Row], min_cell: int) -> set[tuple[str, str, str, s
 
     A level of too few patients (primary), and the next smallest ones of its variable (complementary) until two or
     more are hidden and hold ``min_cell`` patients together: what is left of the total then fits several counts.
-    A column of too few patients is hidden as a whole.
+    A column of too few patients is hidden as a whole, zeros too: they would say what all of its patients are.
     """
     variables: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
     columns: dict[tuple[str, str], Row] = {}
@@ -64,11 +65,11 @@ def suppressed(rows: Iterable[Row], min_cell: int) -> set[tuple[str, str, str, s
             columns[row["site"], row["split"]] = row
     hidden: set[tuple[str, str, str, str]] = set()
     for (site, split, variable), levels in variables.items():
-        told = sorted(
-            (row for row in levels if row["num_patients"]), key=lambda row: (row["num_patients"], row["level"])
-        )
-        whole = is_small(columns[site, split]["num_patients"], min_cell)
-        taken = [row for row in told if whole or is_small(row["num_patients"], min_cell)]
+        if is_small(columns[site, split]["num_patients"], min_cell):
+            hidden |= {(site, split, variable, row["level"]) for row in levels}
+            continue
+        told = sorted((row for row in levels if row["num_patients"]), key=itemgetter("num_patients", "level"))
+        taken = [row for row in told if is_small(row["num_patients"], min_cell)]
         while taken and len(taken) < len(told):
             if len(taken) > 1 and sum(row["num_patients"] for row in taken) >= min_cell:
                 break

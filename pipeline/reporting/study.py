@@ -234,10 +234,11 @@ class Study:
 
     @cached_property
     def suspects(self) -> list[Row]:
-        """The outliers that the page shows, numbered from 1 in this order: a few of each kind and site by turns."""
+        """The outliers that the page shows, in the order of their numbers: of each kind and site the clearest."""
         turns: dict[tuple[str, str], int] = {}
         numbered = []
-        for _, row in self.rows("outliers"):
+        clearest = sorted(self.rows("outliers"), key=lambda item: -abs(item[1]["score"] - item[1]["threshold"]))
+        for _, row in clearest:
             group = (row["kind"], row["site"])
             turns[group] = turns.get(group, 0) + 1
             numbered.append((turns[group], tables.OUTLIER_KINDS.index(row["kind"]), row["site"], row))
