@@ -43,9 +43,9 @@ def describe(instances: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
         own = base["image_id"].map(rows.set_index("image_id")["label"]).astype("Float64")
         # A patient is positive with one positive image, negative with none and a negative one.
         whole = own.groupby(patient.to_numpy()).max()
-        variable = f"finding: {finding}"
-        parts.append(base.assign(variable=variable, level=_presence(patient.map(whole)), of_patients=True))
-        parts.append(base.assign(variable=f"{variable}, images", level=_presence(own), of_patients=False))
+        of_patient = _presence(patient.map(whole))
+        parts.append(base.assign(variable=f"finding: {finding}", level=of_patient, of_patients=True))
+        parts.append(base.assign(variable=f"image finding: {finding}", level=_presence(own), of_patients=False))
     for name in _PER_IMAGE:
         level = (device if name == "device" else instances[name]).fillna(MISSING)
         parts.append(base.assign(variable=name, level=level, of_patients=False, quantity=np.nan))

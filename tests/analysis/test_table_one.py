@@ -55,9 +55,9 @@ class TestTableOne:
             ("finding: opacity", "present", 1, 2, 2, 1 / 3),  # one positive image makes the patient positive
             ("finding: opacity", "absent", 1, 1, 2, 1 / 3),
             ("finding: opacity", "not annotated", 1, 1, 1, 1 / 3),
-            ("finding: opacity, images", "present", 1, 1, 1, 1 / 5),
-            ("finding: opacity, images", "absent", 2, 2, 2, 2 / 5),
-            ("finding: opacity, images", "not annotated", 2, 2, 2, 2 / 5),
+            ("image finding: opacity", "present", 1, 1, 1, 1 / 5),
+            ("image finding: opacity", "absent", 2, 2, 2, 2 / 5),
+            ("image finding: opacity", "not annotated", 2, 2, 2, 2 / 5),
             ("device", "acme, dr1", 1, 2, 2, 2 / 5),
             ("device", "acme, missing", 1, 1, 1, 1 / 5),
             ("device", "missing", 1, 1, 1, 1 / 5),
