@@ -114,6 +114,7 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
         "ingest": {"pydicom"},
         "preprocess": {"numpy", "opencv-python-headless", "pydicom"},
         "split": {"numpy", "opencv-python-headless"},
+        "quality": {"numpy", "opencv-python-headless"},
         "features": {"torch", "torchvision"},
         "finetune": {"monai", "numpy", "scikit-learn", "torch", "torchvision"},
         "predict": {"torch", "torchvision"},

@@ -139,9 +139,9 @@ def describe(
     check_policy(parsed, fmt, params)
     rows = instance_rows(parsed, fmt, site=site, issuer=issuer, key=key)
     planes = [_plane(parsed.main, frame, params, key) for frame in range(fmt.frames)]
-    stated = patient_orientation(parsed.main)
+    patient = patient_orientation(parsed.main)
     for row, plane in zip(rows, planes, strict=True):
-        row["orientation"] = stated if plane is None else letters_of(plane.orientation)
+        row["orientation"] = patient if plane is None else letters_of(plane.orientation)
     return Description(
         rows,
         planes,

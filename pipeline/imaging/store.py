@@ -89,6 +89,11 @@ class Store:
         """Images by array_index: (B, C, H, W) uint8 or uint16, a copy."""
         return self.read_planes(self.channels[np.asarray(indices, np.int64)])
 
+    def shown(self, indices: Sequence[int] | Indices) -> npt.NDArray[np.uint8]:
+        """Images to look at: (B, H, W), the middle channel, which of neighbouring slices is the slice itself."""
+        planes = self.read_planes(self.channels[np.asarray(indices, np.int64), self.shape[1] // 2])
+        return (planes >> (self.format.bits - 8)).astype(np.uint8)
+
     def read_planes(self, numbers: Indices) -> Grey:
         """Planes by number: the shape of ``numbers`` and then (H, W), a copy."""
         size = self.format.size_px

@@ -1,6 +1,8 @@
 """How a cell of a table is shown: as text for figures, and as an element of the page that names its origin."""
 
+from collections import defaultdict
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 from markupsafe import Markup
@@ -43,17 +45,37 @@ def count(row: Row, column: str, min_cell: int) -> str:
         return DASH
     if is_small(value, min_cell):
         return f"<{min_cell}"
-    if value and (is_small(row.get("num_patients"), min_cell) or column == _sacrificed(row, min_cell)):
+    if value and is_small(row.get("num_patients"), min_cell):
         return "hidden"
     return f"{value:,}"
 
 
-def _sacrificed(row: Row, min_cell: int) -> str:
-    """Of parts that add up to a total shown beside them, the one to hide lest it gives a single small one away."""
-    parts = {part: row.get(part) or 0 for part in ("num_negative", "num_positive", "num_unknown")}
-    large = [part for part, value in parts.items() if value >= max(min_cell, 1)]
-    small = [part for part, value in parts.items() if is_small(value, min_cell)]
-    return large[0] if len(small) == 1 and large else ""
+def suppressed(rows: Iterable[Row], min_cell: int) -> set[tuple[str, str, str, str]]:
+    """Keys of Table 1 whose counts and shares are not told.
+
+    A level of too few patients (primary), and the next smallest ones of its variable (complementary) until two or
+    more are hidden and hold ``min_cell`` patients together: what is left of the total then fits several counts.
+    A column of too few patients is hidden as a whole, zeros too: they would say what all of its patients are.
+    """
+    variables: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    columns: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        variables[row["site"], row["split"], row["variable"]].append(row)
+        if row["variable"] == "total":
+            columns[row["site"], row["split"]] = row
+    hidden: set[tuple[str, str, str, str]] = set()
+    for (site, split, variable), levels in variables.items():
+        if is_small(columns[site, split]["num_patients"], min_cell):
+            hidden |= {(site, split, variable, row["level"]) for row in levels}
+            continue
+        told = sorted((row for row in levels if row["num_patients"]), key=itemgetter("num_patients", "level"))
+        taken = [row for row in told if is_small(row["num_patients"], min_cell)]
+        while taken and len(taken) < len(told):
+            if len(taken) > 1 and sum(row["num_patients"] for row in taken) >= min_cell:
+                break
+            taken.append(told[len(taken)])
+        hidden |= {(site, split, variable, row["level"]) for row in taken}
+    return hidden
 
 
 def shown(row: Row, column: str, min_cell: int) -> str:
@@ -63,6 +85,8 @@ def shown(row: Row, column: str, min_cell: int) -> str:
         return DASH
     if _is_count(column):
         return count(row, column, min_cell)
+    if column == "share":
+        return f"{100 * value:.1f} %"
     if isinstance(value, float):
         metric = row.get("metric", column)
         return number(value, _DECIMALS.get(metric, 2), metric in _SIGNED or row.get("group") == GAP)
@@ -84,6 +108,7 @@ class Cells:
 
     def __init__(self, study: Study) -> None:
         self._study = study
+        self._suppressed = suppressed((row for _, row in study.rows("table_one")), study.min_cell)
 
     def cell(self, table: str, key: tuple[Any, ...], column: str) -> Markup:
         """One cell. A null says why where the row has a note; a row that is not there says so."""
@@ -94,12 +119,19 @@ class Cells:
         origin = Markup('data-table="{}" data-key="{}" data-column="{}"').format(table, join_key(key), column)
         if row[column] is None:
             return self._dash(origin, row.get("note") or "no value")
-        if _is_count(column) and (text == "hidden" or text.startswith("<")):
+        if self._is_hidden(table, key, row, column):
+            text = "hidden"
+        if text == "hidden" or (_is_count(column) and text.startswith("<")):
             why = "too few patients to be shown" if text.startswith("<") else "hidden: would give a small count away"
             return Markup('<data class="v small" value="" {} title="{}">{}</data>').format(origin, why, text)
         note = Markup(' title="{}"').format(row["note"]) if column == "value" and row.get("note") else ""
         raw = repr(row[column]) if isinstance(row[column], float) else str(row[column])
         return Markup('<data class="v" value="{}" {}{}>{}</data>').format(raw, origin, note, text)
+
+    def _is_hidden(self, table: str, key: tuple[Any, ...], row: Row, column: str) -> bool:
+        if table == "table_one" and (_is_count(column) or column == "share"):
+            return key in self._suppressed
+        return table in ("table_one", "balance") and is_small(row["num_patients"], self._study.min_cell)
 
     def metric(self, family: Family, finding: str, place: Place, metric: str, stacked: bool = False) -> Markup:
         """A value and, where there is one, its interval: in one line, or below (``stacked``)."""

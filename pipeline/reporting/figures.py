@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.reporting import cells
@@ -31,6 +31,7 @@ _LOOKS = {
     "lp_ft": ("#009E73", "^"),
 }
 _SPARE_LOOKS = (("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
+_SITE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d")
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -401,6 +402,49 @@ def _flow_count(row: Row, min_cell: int) -> tuple[float, str]:
             told = text == f"{value:,}"
             return (float(value) if told else 0.0), f"{text} {unit if value != 1 or not told else unit[:-1]}"
     return 0.0, cells.DASH
+
+
+def histograms(study: Study) -> Figure:
+    """Share of pixels by grey value, all sites in one panel: home in solid lines, elsewhere in dashes."""
+    sheet = _Sheet(
+        10.4,
+        3.9,
+        "Grey values",
+        "Share of pixels by stored grey, without padding, on a logarithmic scale. Solid: home. Dashed: elsewhere.",
+        study.not_imagenet,
+    )
+    axes = sheet.axes(0.85, 0.15, 7.1, 3.15)
+    for number, site in enumerate(study.sites):
+        rows = [row for _, row in study.rows("histograms", site=site)]
+        dashes = "-" if site in study.sources else ((0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1, 1, 1)))[number % 3]
+        share = [100 * row["share"] or float("nan") for row in rows]  # no pixel of it: no point on such an axis
+        colour = _SITE_COLOURS[number % len(_SITE_COLOURS)]
+        axes.plot([row["grey"] for row in rows], share, color=colour, ls=dashes, lw=1.9, label=_short(label(site), 24))
+    axes.set(xlabel="Grey (0 black, 1 white)", ylabel="Share of pixels per bin (%)", xlim=(0, 1), yscale="log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.grid()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, handlelength=3.2)
+    return sheet.figure
+
+
+def suspects(study: Study, images: Sequence[NDArray[np.uint8]]) -> Figure:
+    """The images of ``study.suspects`` with their numbers, which are those of the table beside it."""
+    per_row, side = 8, 1.27
+    lines = -(-len(images) // per_row)
+    sheet = _Sheet(
+        10.4,
+        lines * (side + 0.3) + 0.1,
+        "Images that a person should look at",
+        "As stored for training. They stand out from their kin by statistics alone; none is excluded for it.",
+        study.not_imagenet,
+    )
+    for number, (row, image) in enumerate(zip(study.suspects, images, strict=True)):
+        left, top = 0.12 + number % per_row * side, number // per_row * (side + 0.3)
+        sheet.text(left, sheet.head + top + 0.2, f"{number + 1}  {row['kind']}", size=8, va="bottom")
+        axes = sheet.axes(left, top + 0.24, side - 0.07, side - 0.07)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=np.iinfo(image.dtype).max, interpolation="antialiased")
+        axes.axis("off")
+    return sheet.figure
 
 
 def _short(text: str, limit: int) -> str:

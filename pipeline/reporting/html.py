@@ -2,12 +2,14 @@
 
 import base64
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from pipeline.reporting import figures
 from pipeline.reporting.cells import Cells
@@ -16,24 +18,31 @@ from pipeline.reporting.study import (
     ELSEWHERE,
     HOME,
     SCRATCH,
-    SPLITS,
     WORST,
     Study,
     against_zero,
     slug,
 )
+from pipeline.tables import OUTLIER_KINDS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def draw(study: Study, samples: Mapping[str, list[figures.SiteSamples]]) -> dict[str, bytes]:
+def draw(
+    study: Study, samples: Mapping[str, list[figures.SiteSamples]], suspects: Sequence[NDArray[np.uint8]] = ()
+) -> dict[str, bytes]:
     """All figures of a study as PNG, under the names that the page looks for them.
 
     Args:
         study: the tables.
         samples: per finding, images of each site; empty where none are to be shown.
+        suspects: the images of ``study.suspects``, in their order; empty where none are to be shown.
     """
     drawn = {"funnel": figures.to_png(figures.funnel, study)}
+    if any(study.rows("histograms")):
+        drawn["histograms"] = figures.to_png(figures.histograms, study)
+    if len(suspects):
+        drawn["suspects"] = figures.to_png(figures.suspects, study, suspects)
     for finding, sites in samples.items():
         name = slug("samples", finding)
         drawn[name] = figures.to_png(figures.contact_sheet, sites, finding, study.not_imagenet)
@@ -69,7 +78,7 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
             WORST=WORST,
             DIFFERENCE=DIFFERENCE,
             SCRATCH=SCRATCH,
-            SPLITS=SPLITS,
+            KINDS=OUTLIER_KINDS,
             style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         )
     )

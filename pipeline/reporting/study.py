@@ -43,6 +43,19 @@ STEPS = {
     "preprocess": "Pixels usable",
     "split": "Used in the study",
 }
+VARIABLES = {
+    "sex": "Sex",
+    "age_years": "Age in years",
+    "modality": "Modality",
+    "device": "Manufacturer, model",
+    "body_part": "Body part",
+    "view_position": "View",
+    "photometric_interpretation": "Photometric interpretation",
+    "pixel_spacing_mm": "Pixel spacing in mm",
+    "imager_pixel_spacing_mm": "Imager pixel spacing in mm",
+}
+_LAST_LEVELS = ("not annotated", "contradictory", "missing")
+MAX_SUSPECTS = 24
 CALIBRATION_METRICS = ("calibration_slope", "calibration_intercept", "ece", "brier", "log_loss")
 GAP = "target_minus_source"
 
@@ -53,7 +66,11 @@ CONTRACTS: dict[str, type[tables.Table]] = {
     "runs": tables.Runs,
     "curves": tables.Curves,
     "flow": tables.Flow,
-    "composition": tables.Composition,
+    "table_one": tables.TableOne,
+    "balance": tables.Balance,
+    "histograms": tables.GreyHistograms,
+    "outliers": tables.Outliers,
+    "outlier_counts": tables.OutlierCounts,
     "leakage": tables.Leakage,
     "issues": tables.LabelIssues,
     "notes": tables.Notes,
@@ -73,7 +90,7 @@ _NOT_IMAGENET = {
 
 def label(name: str) -> str:
     """A name from a table as words: ``not_dicom`` reads "not DICOM"; what is known has its own words."""
-    known = METHODS.get(name) or SPLITS.get(name) or METRICS.get(name)
+    known = METHODS.get(name) or SPLITS.get(name) or METRICS.get(name) or VARIABLES.get(name)
     return known or " ".join(_SPELLING.get(word, word) for word in name.replace("_", " ").split(" "))
 
 
@@ -148,7 +165,6 @@ class Study:
         targets: sites elsewhere, in the order shown.
         min_cell: counts from 1 to one below this are shown as "below".
         frames: the tables, under the names of CONTRACTS.
-        devices: per site, pairs of what is told of its images and its values ("Manufacturer", "A, B").
         params_yaml: all parameters, as YAML.
         versions: per package, its version.
         data_hashes: per table read, its SHA-256.
@@ -160,7 +176,6 @@ class Study:
     targets: tuple[str, ...]
     min_cell: int
     frames: Mapping[str, pd.DataFrame]
-    devices: Mapping[str, tuple[tuple[str, str], ...]]
     params_yaml: str
     versions: Mapping[str, str]
     data_hashes: Mapping[str, str]
@@ -197,6 +212,38 @@ class Study:
     def treatments(self) -> list[tuple[str, str]]:
         """The actions and treatments that headers' elements met, each pair once."""
         return sorted({(row["action"], row["treatment"]) for _, row in self.rows("deidentification")})
+
+    @cached_property
+    def columns(self) -> dict[str, list[str]]:
+        """The splits that each site has, home first: the columns of Table 1."""
+        totals = {(row["site"], row["split"]) for _, row in self.rows("table_one", variable="total")}
+        found = {site: [split for split in SPLITS if (site, split) in totals] for site in self.sites}
+        return {site: splits for site, splits in found.items() if splits}
+
+    @cached_property
+    def variables(self) -> dict[str, tuple[bool, list[str]]]:
+        """Table 1's variables in order: whether a level is the patient's, and the levels, what is unknown last."""
+        rows = [row for _, row in self.rows("table_one") if row["variable"] != "total"]
+        names = {row["variable"]: row["of_patients"] for row in rows}
+        ordered = [name for name in VARIABLES if name in names] + sorted(set(names) - set(VARIABLES))
+        levels = {name: {row["level"] for row in rows if row["variable"] == name} for name in ordered}
+        return {
+            name: (names[name], sorted(levels[name], key=lambda level: (level in _LAST_LEVELS, level)))
+            for name in ordered
+        }
+
+    @cached_property
+    def suspects(self) -> list[Row]:
+        """The outliers that the page shows, in the order of their numbers: of each kind and site the clearest."""
+        turns: dict[tuple[str, str], int] = {}
+        numbered = []
+        clearest = sorted(self.rows("outliers"), key=lambda item: -abs(item[1]["score"] - item[1]["threshold"]))
+        for _, row in clearest:
+            group = (row["kind"], row["site"])
+            turns[group] = turns.get(group, 0) + 1
+            numbered.append((turns[group], tables.OUTLIER_KINDS.index(row["kind"]), row["site"], row))
+        chosen = sorted(numbered, key=lambda entry: entry[:3])[:MAX_SUSPECTS]
+        return [row for *_, row in sorted(chosen, key=lambda entry: (*entry[1:3], entry[0]))]
 
     @cached_property
     def findings(self) -> list[str]:

@@ -4,36 +4,36 @@ import hashlib
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
 from ruamel.yaml import YAML
 
 from pipeline import cli
-from pipeline.imaging.intensity import Grey
 from pipeline.imaging.store import INDEX_FILE, Store, read_summary
 from pipeline.params import StrictParams, load_params, read_params_file
 from pipeline.reporting import html
 from pipeline.reporting.figures import SiteSamples
-from pipeline.reporting.study import Study
+from pipeline.reporting.study import Study, slug
 from pipeline.splits import SplitParams
 from pipeline.tables import (
+    Balance,
     Calibration,
-    Composition,
     Curves,
     Deidentification,
     Flow,
+    GreyHistograms,
     Images,
-    Instances,
     LabelIssues,
     Labels,
     Leakage,
     Metrics,
     Notes,
+    OutlierCounts,
+    Outliers,
     Runs,
     Splits,
     Table,
+    TableOne,
     Thresholds,
     make_table,
     read_table,
@@ -42,7 +42,11 @@ from pipeline.tables import (
 # Where each table of the page lies: name on the page, contract, folder (an option of the command), file.
 _TABLES: tuple[tuple[str, type[Table], str], ...] = (
     ("flow", Flow, "split"),
-    ("composition", Composition, "split"),
+    ("table_one", TableOne, "quality"),
+    ("balance", Balance, "quality"),
+    ("histograms", GreyHistograms, "quality"),
+    ("outliers", Outliers, "quality"),
+    ("outlier_counts", OutlierCounts, "quality"),
     ("leakage", Leakage, "split"),
     ("metrics", Metrics, "evaluate"),
     ("calibration", Calibration, "evaluate"),
@@ -50,13 +54,6 @@ _TABLES: tuple[tuple[str, type[Table], str], ...] = (
     ("runs", Runs, "predict"),
     ("curves", Curves, "predict"),
 )
-_ATTRIBUTES = {
-    "Modality": "modality",
-    "Manufacturer": "manufacturer",
-    "Model": "model",
-    "View": "view_position",
-    "Photometric interpretation": "photometric_interpretation",
-}
 
 
 class ReportParams(StrictParams):
@@ -95,22 +92,6 @@ def choose(index: pd.DataFrame, labels: pd.DataFrame, splits: pd.DataFrame, per_
     }
 
 
-def as_shown(images: Grey) -> npt.NDArray[np.uint8]:
-    """(N, C, H, W) of a store to (N, H, W) uint8: the middle channel, which of neighbouring slices is the slice."""
-    middle = images[:, images.shape[1] // 2]
-    return (middle >> (8 * middle.dtype.itemsize - 8)).astype(np.uint8)
-
-
-def describe(instances: pd.DataFrame) -> tuple[tuple[str, str], ...]:
-    """What a site's headers say, each value once: pairs of attribute and values."""
-    found = []
-    for name, column in _ATTRIBUTES.items():
-        values = sorted(instances[column].dropna().unique())
-        if values:
-            found.append((name, ", ".join(values)))
-    return tuple(found)
-
-
 def canonical_yaml(tree: object) -> str:
     """Parameters as YAML without comments: what DVC compares, so that an edited comment leaves nothing stale."""
     yaml = YAML()
@@ -125,6 +106,7 @@ def main() -> None:
         __doc__,
         ingest="the folder of all sites' ingest",
         split="the folder of split",
+        quality="the folder of quality",
         evaluate="the folder of evaluate",
         predict="the folder of predict",
         images="the folder of all sites' preprocess",
@@ -149,10 +131,9 @@ def main() -> None:
     splits = read(Splits, "split: splits", args.split / "splits.parquet")
     findings = sorted(frames["metrics"]["finding"].unique())
     samples: dict[str, list[SiteSamples]] = {finding: [] for finding in findings} if params.images else {}
-    issues, devices = [], {}
-    notes, treatments = [], []
+    issues, notes, treatments = [], [], []
+    indices: dict[str, pd.Series] = {}
     for site in sides.sites:
-        devices[site] = describe(read(Instances, f"{site}: instances", args.ingest / site / "instances.parquet"))
         notes.append(read(Notes, f"{site}: notes", args.ingest / site / "notes.parquet"))
         treatments.append(
             read(Deidentification, f"{site}: deidentification", args.ingest / site / "deidentification.parquet")
@@ -160,11 +141,12 @@ def main() -> None:
         labels = read(Labels, f"{site}: labels", args.labels / site / "labels.parquet")
         issues.append(read(LabelIssues, f"{site}: label issues", args.labels / site / "issues.parquet"))
         index = read(Images, f"{site}: images", args.images / site / INDEX_FILE)
+        indices[site] = index.set_index("image_id")["array_index"]
         hashes[f"{site}: pixels"] = str(read_summary(args.images / site)["sha256"])
         for finding, sites in samples.items():
             rows = choose(index, labels[labels["finding"] == finding], splits, params.samples_per_site // 2)
             store = Store(args.images / site)
-            sites.append(SiteSamples(site, *(as_shown(store.read(rows[label])) for label in (1, 0))))
+            sites.append(SiteSamples(site, store.shown(rows[1]), store.shown(rows[0])))
     study = Study(
         title=params.title,
         notice=params.notice,
@@ -177,12 +159,17 @@ def main() -> None:
             "notes": make_table(Notes, pd.concat(notes, ignore_index=True)),
             "deidentification": make_table(Deidentification, pd.concat(treatments, ignore_index=True)),
         },
-        devices=devices,
         params_yaml=canonical_yaml(tree),
         versions={str(name): str(version) for name, version in tree.get("versions", {}).items()},
         data_hashes=hashes,
     )
-    pictures = html.draw(study, samples)
+    suspects, sheets = [], {}
+    if params.images:
+        suspects = [
+            Store(args.images / row["site"]).shown([indices[row["site"]][row["image_id"]]])[0] for row in study.suspects
+        ]
+        sheets = {slug("sheet", site): (args.quality / "sheets" / f"{site}.png").read_bytes() for site in study.sites}
+    pictures = html.draw(study, samples, suspects) | sheets
     figures = args.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for old in figures.glob("*.png"):  # of a run with other backbones or findings

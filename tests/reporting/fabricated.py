@@ -27,7 +27,6 @@ def study(**changes: Any) -> Study:
         targets=TARGETS,
         min_cell=11,
         frames=_frames(),
-        devices=dict.fromkeys(SOURCES + TARGETS, (("Manufacturer", "Acme 3000"), ("View", "AP, PA"))),
         params_yaml="report:\n  title: Pneumonia\nseed: 7\n",
         versions={"torch": "2.15.0", "numpy": "2.4.6"},
         data_hashes={"split: flow": "ab12" * 16},
@@ -46,6 +45,11 @@ def samples(side_px: int = 48) -> dict[str, list[SiteSamples]]:
         return np.stack([disc + extra + 8 * i for i in range(count)]).astype(np.uint8)
 
     return {FINDING: [SiteSamples(s, images(4, 60), images(4 - i % 2, 0)) for i, s in enumerate(SOURCES + TARGETS)]}
+
+
+def suspects(side_px: int = 48) -> list[Any]:
+    """An image for each of the outliers."""
+    return [np.full((side_px, side_px), 60 * number, np.uint8) for number in range(3)]
 
 
 def initialised(kind: str) -> pd.DataFrame:
@@ -160,7 +164,7 @@ OUTCOME_OF = {"localizer": "quarantined", "missing_label": "unused", "patient_in
 
 def _who() -> dict[str, pd.DataFrame]:
     flow: list[dict[str, Any]] = []
-    composition: list[dict[str, Any]] = []
+    table_one: list[dict[str, Any]] = []
     for site, files in zip(SOURCES + TARGETS, (1403, 988, 760, 21), strict=True):
         flow.append(_flow(site, 0, "inventory", "remaining", "", files))
         left = files
@@ -178,18 +182,14 @@ def _who() -> dict[str, pd.DataFrame]:
         for split in splits:
             total = left // len(splits)
             positive, unknown = total // 8, total // 50
-            composition.append(
-                {
-                    "site": site,
-                    "split": split,
-                    "finding": FINDING,
-                    "num_images": total,
-                    "num_patients": total * 5 // 6,
-                    "num_positive": positive,
-                    "num_negative": total - positive - unknown,
-                    "num_unknown": unknown,
-                }
-            )
+            levels = {"present": positive, "absent": total - positive - unknown, "not annotated": unknown}
+            table_one += _levels(site, split, "total", {"": total}, True)
+            table_one += _levels(site, split, f"finding: {FINDING}", levels, True)
+            table_one += _levels(site, split, f"image finding: {FINDING}", levels, False)
+            table_one += _levels(site, split, "device", {"Acme 3000, X_2": total - 3, "missing": 3}, False)
+            ages = {"median": 61.5, "first_quartile": 50.0, "third_quartile": 72.25}
+            known, missing = _levels(site, split, "age_years", {"known": total - 12, "missing": 12}, True)
+            table_one += [{**known, **ages}, missing]
     checks = [
         ("patients_in_two_splits", "patients with images in more than one split", 0, True),
         ("pixels_in_two_splits", "different images with identical pixels in 2 splits", 14, True),
@@ -208,9 +208,53 @@ def _who() -> dict[str, pd.DataFrame]:
         "notes": tables.make_table(tables.Notes, notes),
         "deidentification": tables.make_table(tables.Deidentification, treatments),
         "flow": tables.make_table(tables.Flow, flow),
-        "composition": tables.make_table(tables.Composition, composition),
+        "table_one": tables.make_table(tables.TableOne, table_one),
+        "balance": tables.make_table(tables.Balance, _balance(sorted({row["variable"] for row in table_one}))),
+        **_quality(),
         "leakage": tables.make_table(tables.Leakage, [dict(zip(names, check, strict=True)) for check in checks]),
         "issues": tables.make_table(tables.LabelIssues, issues),
+    }
+
+
+def _levels(site: str, split: str, variable: str, levels: dict[str, int], of_patients: bool) -> list[dict[str, Any]]:
+    """One patient an image, so that a level's patients and images are as many."""
+    return [
+        {"site": site, "split": split, "variable": variable, "level": level, "of_patients": of_patients,
+         "num_patients": number, "num_studies": number, "num_images": number, "share": number / sum(levels.values())}
+        for level, number in levels.items()
+    ]  # fmt: skip
+
+
+def _balance(variables: list[str]) -> list[dict[str, Any]]:
+    undefined = "undefined: no value occurs on both sides"
+    return [
+        {"site": site, "variable": name, "smd": None if name == "device" else 0.12,
+         "note": undefined if name == "device" else None, "num_patients": 600 if site == "east" else 9}
+        for site in TARGETS
+        for name in variables
+        if name != "total"
+    ]  # fmt: skip
+
+
+def _quality() -> dict[str, pd.DataFrame]:
+    histograms = [
+        {"site": site, "bin": number, "grey": (number + 0.5) / 64, "share": 0.0 if number < 3 else 1 / 61}
+        for site in SOURCES + TARGETS
+        for number in range(64)
+    ]
+    outliers = [
+        {"image_id": f"{number:032x}", "site": site, "kind": kind, "score": 4.0 + number, "threshold": 3.5}
+        for number, (site, kind) in enumerate([("north", "unusual"), ("east", "blank"), ("north", "cropped")])
+    ]
+    counts = [
+        {"site": site, "kind": kind, "num_images": 700, "num_judged": 690, "num_outliers": number}
+        for site in SOURCES + TARGETS
+        for number, kind in enumerate(tables.OUTLIER_KINDS, start=9)
+    ]
+    return {
+        "histograms": tables.make_table(tables.GreyHistograms, histograms),
+        "outliers": tables.make_table(tables.Outliers, outliers),
+        "outlier_counts": tables.make_table(tables.OutlierCounts, counts),
     }
 
 

@@ -9,17 +9,21 @@ from typing import Any
 import pandas as pd
 
 from pipeline.tables import (
+    Balance,
     Calibration,
-    Composition,
     Curves,
     Deidentification,
     Flow,
+    GreyHistograms,
     LabelIssues,
     Leakage,
     Metrics,
     Notes,
+    OutlierCounts,
+    Outliers,
     Runs,
     Table,
+    TableOne,
     Thresholds,
 )
 
@@ -30,7 +34,11 @@ CONTRACTS: dict[str, type[Table]] = {
     "runs": Runs,
     "curves": Curves,
     "flow": Flow,
-    "composition": Composition,
+    "table_one": TableOne,
+    "balance": Balance,
+    "histograms": GreyHistograms,
+    "outliers": Outliers,
+    "outlier_counts": OutlierCounts,
     "leakage": Leakage,
     "issues": LabelIssues,
     "notes": Notes,
@@ -94,7 +102,7 @@ def read(html: str) -> Page:
 
 def untraced(page: Page, frames: Mapping[str, pd.DataFrame]) -> list[str]:
     """Texts with a numeral that neither a data element, nor verbatim text, nor a known name accounts for."""
-    columns = ("run", "site", "finding", "backbone", "method", "split", "reason", "stage", "metric")
+    columns = ("run", "site", "finding", "backbone", "method", "split", "reason", "stage", "metric", "level")
     known: set[str] = set()
     for frame in frames.values():
         for column in set(columns) & set(frame.columns):
@@ -124,6 +132,11 @@ def misquoted(page: Page, frames: Mapping[str, pd.DataFrame], min_cell: int) -> 
         what = f"{attributes['data-table']} {key} {attributes['data-column']}: {text!r}"
         if row is None:
             wrong.append(f"{what}: no such row")
+        elif attributes["data-table"] in ("table_one", "balance") and (
+            0 < row["num_patients"] < min_cell or text == "hidden"
+        ):
+            if (text, attributes["value"]) != ("hidden", "") and text != "–":
+                wrong.append(f"{what}: of {row['num_patients']} patients, and not hidden")
         elif not _quotes(row[attributes["data-column"]], attributes, text, min_cell):
             wrong.append(f"{what}: the table has {row[attributes['data-column']]!r}")
     return wrong
@@ -142,6 +155,8 @@ def _quotes(value: Any, attributes: Mapping[str, str], text: str, min_cell: int)
     if isinstance(value, int):
         few = attributes["data-column"] != "num_parameters" and 0 < value < min_cell
         return not few and int(plain) == value == int(attributes["value"])
+    if text.endswith(" %"):
+        return attributes["data-column"] == "share" and float(plain.split()[0]) == round(100 * value, 1)
     decimals = len(plain.partition(".")[2])
     return decimals >= 2 and float(plain) == round(value, decimals) and float(attributes["value"]) == value
 

@@ -7,11 +7,13 @@ import shutil
 import struct
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from reporting import fabricated
 from reporting.page_checker import misquoted, read, untraced
 
@@ -24,6 +26,7 @@ SECTIONS = [
     "funnel",
     "samples",
     "composition",
+    "quality",
     "hospitals",
     "calibration",
     "training",
@@ -42,7 +45,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def pictures(study: Study) -> dict[str, bytes]:
-    return html.draw(study, fabricated.samples())
+    return html.draw(study, fabricated.samples(), fabricated.suspects())
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +126,13 @@ samples = fabricated.samples()[fabricated.FINDING]
 drawn = [
     figures.to_png(figures.funnel, study), figures.to_png(figures.forest, study, *of),
     figures.to_png(figures.reliability, study, *of), figures.to_png(figures.training_curves, study, "resnet18"),
-    figures.to_png(figures.contact_sheet, samples, fabricated.FINDING, ""), html.page(study, pictures).encode(),
+    figures.to_png(figures.contact_sheet, samples, fabricated.FINDING, ""),
+    figures.to_png(figures.histograms, study), figures.to_png(figures.suspects, study, fabricated.suspects()),
+    html.page(study, pictures).encode(),
 ]
 print(*(hashlib.sha256(made).hexdigest() for made in drawn))"""
         names = ["funnel", "forest-pneumonia-resnet18", "reliability-pneumonia-resnet18", "curves-resnet18"]
-        here = [*(pictures[name] for name in [*names, "samples-pneumonia"]), page.encode()]
+        here = [*(pictures[name] for name in [*names, "samples-pneumonia", "histograms", "suspects"]), page.encode()]
         path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
@@ -159,25 +164,14 @@ print(*(hashlib.sha256(made).hexdigest() for made in drawn))"""
         elements = read(page).elements
         tags = [tag for tag, _ in elements]
         assert tags.count("table") == tags.count("caption") > 8
-        assert {a.get("scope") for tag, a in elements if tag == "th"} <= {"col", "row", "rowgroup"}
+        assert {a.get("scope") for tag, a in elements if tag == "th"} <= {"col", "colgroup", "row", "rowgroup"}
         levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h\d", tag)]
         assert levels[0] == 1
         assert all(after <= before + 1 for before, after in pairwise(levels))
 
     def test_sections_in_order(self, page: str):
         found = [a["id"] for tag, a in read(page).elements if tag == "section"]
-        assert found == [
-            "summary",
-            "funnel",
-            "samples",
-            "composition",
-            "hospitals",
-            "calibration",
-            "training",
-            "leakage",
-            "provenance",
-            "reading",
-        ]
+        assert found == SECTIONS
 
     def test_no_path_of_this_machine(self, page: str, pictures: dict[str, bytes]):
         here = str(Path(__file__).resolve().parents[2])
@@ -291,16 +285,36 @@ class TestSmallCells:
         counts = [int(a["value"]) for a, _ in told if a["value"] and a["data-column"] != "num_parameters"]
         assert not [count for count in counts if 0 < count < 11]
 
-    def test_parts_do_not_give_a_small_one_away(self):
-        row = {"num_patients": 90, "num_positive": 5, "num_negative": 95, "num_unknown": 0, "num_images": 100}
-        shown = {column: cells.count(row, column, 11) for column in row}
-        assert shown == {
-            "num_patients": "90",
-            "num_positive": "<11",
-            "num_negative": "hidden",
-            "num_unknown": "0",
-            "num_images": "100",
-        }
+    @given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(2, 12))
+    def test_subtraction_finds_no_small_level(self, levels: list[int], min_cell: int):
+        def row(variable: str, level: str, number: int) -> dict[str, object]:
+            return {"site": "north", "split": "train", "variable": variable, "level": level, "num_patients": number}
+
+        total = sum(levels)
+        rows = [row("total", "", total), *(row("sex", str(at), number) for at, number in enumerate(levels))]
+        hidden = {int(key[3]) for key in cells.suppressed(rows, min_cell) if key[2] == "sex"}
+        small = {at for at, number in enumerate(levels) if 0 < number < min_cell}
+        assert small <= hidden
+        assert bool(small) == bool(hidden)
+        if 0 < total < min_cell:
+            assert len(hidden) == len(levels)  # the total is hidden too, so nothing can be taken from it
+            return
+        left = total - sum(number for at, number in enumerate(levels) if at not in hidden)
+        choices = product(*(range(1, left + 1) for _ in hidden))  # a hidden level is not 0: those are told
+        possible = [dict(zip(sorted(hidden), choice, strict=True)) for choice in choices if sum(choice) == left]
+        assert all(len({fit[at] for fit in possible}) > 1 for at in small)
+
+    def test_a_small_column_tells_no_zero(self):
+        rows = [
+            {"site": "ge", "split": "ood_test", "variable": variable, "level": level, "num_patients": number}
+            for variable, level, number in (("total", "", 3), ("sex", "F", 3), ("sex", "M", 0))
+        ]
+        assert len(cells.suppressed(rows, 11)) == 3
+
+    def test_differences_from_few_patients_are_hidden(self, page: str):
+        shown = {(a["data-key"], text) for a, text in read(page).data if a["data-table"] == "balance"}
+        assert ("east|age_years", "0.12") in shown
+        assert ("west|age_years", "hidden") in shown
 
     def test_images_of_few_patients_are_hidden(self):
         assert cells.count({"num_patients": 3, "num_images": 40}, "num_images", 11) == "hidden"
@@ -311,6 +325,39 @@ class TestSmallCells:
         assert 'class="v small"' not in made
         assert "are not told" not in made
         assert misquoted(read(made), study.frames, 0) == []
+
+
+class TestQuality:
+    def test_outliers_are_numbered_alike_in_picture_and_table(self, page: str, study: Study):
+        assert [(row["kind"], row["site"]) for row in study.suspects] == [
+            ("blank", "east"),
+            ("cropped", "north"),
+            ("unusual", "north"),
+        ]
+        shown = section(page, "quality")
+        assert [shown.index(row["image_id"]) for row in study.suspects] == sorted(
+            shown.index(row["image_id"]) for row in study.suspects
+        )
+
+    def test_the_clearest_of_each_kind_and_site_come_first(self):
+        rows = [
+            {"image_id": f"i{n:02d}", "site": site, "kind": "unusual", "score": 4.0 + n, "threshold": 3.5}
+            for n, site in enumerate(["north"] * 40 + ["east"] * 2)
+        ]
+        suspects = fabricated.study(frames={"outliers": tables.make_table(tables.Outliers, rows)}).suspects
+        assert [row["image_id"] for row in suspects] == ["i41", "i40", *(f"i{n}" for n in range(39, 17, -1))]
+
+    def test_without_pictures_no_image_is_named(self, study: Study):
+        made = section(html.page(study, html.draw(study, {})), "quality")
+        assert study.suspects[0]["image_id"] not in made
+        assert 'data-table="outlier_counts"' in made
+
+    def test_nothing_stands_out(self):
+        names = ("outliers", "outlier_counts", "histograms", "balance", "table_one")
+        study = fabricated.study(frames={name: fabricated.study().frames[name].head(0) for name in names})
+        made = html.page(study, html.draw(study, {}))
+        assert read(made).faults == []
+        assert untraced(read(made), study.frames) == []
 
 
 class TestInitialisation:
@@ -328,7 +375,7 @@ class TestInitialisation:
 
         monkeypatch.setattr(figures._Sheet, "text", text)
         monkeypatch.setattr(figures, "to_png", lambda draw, *args: draw(*args) and PIXEL)
-        drawn = html.draw(study, fabricated.samples())
+        drawn = html.draw(study, fabricated.samples(), fabricated.suspects())
         assert written.count(NOT_IMAGENET) == len(drawn)
         made = html.page(study, drawn)
         parsed = read(made)
@@ -366,6 +413,8 @@ class TestFigures:
                 figures.training_curves(study, "resnet18"),
                 figures.reliability(study, fabricated.FINDING, "resnet18"),
                 figures.contact_sheet(fabricated.samples()[fabricated.FINDING], fabricated.FINDING, NOT_IMAGENET),
+                figures.histograms(study),
+                figures.suspects(study, fabricated.suspects()),
             ):
                 canvas = FigureCanvasAgg(figure)
                 canvas.draw()

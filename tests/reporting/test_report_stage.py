@@ -34,12 +34,12 @@ def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     frames = fabricated.study().frames
     for name, contract, folder in report._TABLES:
         tables.write_table(contract, frames[name], tmp_path / folder / f"{name}.parquet")
+    outliers = [{"image_id": "north2", "site": "north", "kind": "unusual", "score": 4.5, "threshold": 3.5}]
+    tables.write_table(tables.Outliers, outliers, tmp_path / "quality" / "outliers.parquet")
+    (tmp_path / "quality" / "sheets").mkdir()
     splits = []
     for site in fabricated.SOURCES + fabricated.TARGETS:
         ids = [f"{site}{number}" for number in range(6)]
-        common = {"site": site, "study_id": "s", "frame": 0, "rows": 64, "columns": 64, "source_hmac": "h"}
-        instances = [{**common, "image_id": i, "source_id": i, "patient_id": i, "manufacturer": "Acme"} for i in ids]
-        tables.write_table(tables.Instances, instances, tmp_path / "ingest" / site / "instances.parquet")
         labels = [{"image_id": i, "finding": fabricated.FINDING, "label": n % 2} for n, i in enumerate(ids)]
         tables.write_table(tables.Labels, labels, tmp_path / "labels" / site / "labels.parquet")
         tables.write_table(tables.LabelIssues, [], tmp_path / "labels" / site / "issues.parquet")
@@ -51,6 +51,7 @@ def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tables.write_table(tables.Images, index, tmp_path / "images" / site / "images.parquet")
         planes = (np.full((8, 8), n, np.uint8) for n in range(6))
         write_store(planes, np.arange(6)[:, None], PlaneFormat(8, 8), tmp_path / "images" / site)
+        (tmp_path / "quality" / "sheets" / f"{site}.png").write_bytes(PIXEL + site.encode())
         role, split = ("source", "train") if site in fabricated.SOURCES else ("target", "ood_test")
         splits += [{"image_id": i, "patient_id": i, "site": site, "role": role, "split": split} for i in ids]
     tables.write_table(tables.Splits, splits, tmp_path / "split" / "splits.parquet")
@@ -60,7 +61,8 @@ def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool) -> str:
     (folder / "params.yaml").write_text(PARAMS.replace("IMAGES", str(images).lower()), encoding="utf-8")
-    options = {name: folder / name for name in ("ingest", "split", "evaluate", "predict", "images", "labels")}
+    options = {name: folder / name for name in ("ingest", "split", "quality", "evaluate")}
+    options |= {name: folder / name for name in ("predict", "images", "labels")}
     options |= {"out": folder / "out", "params": folder / "params.yaml"}
     monkeypatch.setattr(sys, "argv", ["report", *(str(part) for k, v in options.items() for part in (f"--{k}", v))])
     report.main()
@@ -81,13 +83,18 @@ def test_writes_page_and_figures(
     assert untraced(read(page), fabricated.study().frames) == []
     assert str(study_folder) not in page
     assert "Acme" in page
+    for site in fabricated.SOURCES + fabricated.TARGETS:
+        assert (study_folder / "out" / "figures" / f"sheet-{site}.png").read_bytes() == PIXEL + site.encode()
+    assert "north2" in page
     assert "Images are not shown" not in page
 
 
 def test_images_can_stay_out(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
     page = run(study_folder, monkeypatch, images=False)
     assert "Images are not shown" in page
-    assert not (study_folder / "out" / "figures" / "samples-pneumonia.png").exists()
+    assert "north2" not in page
+    names = {path.name for path in (study_folder / "out" / "figures").iterdir()}
+    assert not [name for name in names if name.startswith(("samples", "sheet", "suspects"))]
 
 
 def test_choose_takes_one_image_a_patient_and_only_used_ones():
