@@ -194,7 +194,14 @@ def write_sites(root: Path, finding: str = "opacity", per_split: int = 6) -> Non
                 name = f"{site}-{split}-{index}"
                 names.append(name)
                 rows.append(
-                    {"image_id": name, "patient_id": f"patient-{name}", "site": site, "role": role, "split": split}
+                    {
+                        "image_id": name,
+                        "patient_id": f"patient-{name}",
+                        "study_id": name,
+                        "site": site,
+                        "role": role,
+                        "split": split,
+                    }
                 )
         truth = np.arange(len(names)) % 2
         write_store(

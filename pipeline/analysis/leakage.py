@@ -22,13 +22,13 @@ def leakage(
 
     Args:
         splits: as ``tables.Splits``.
-        instances: image_id, patient_id, site, source_hmac, study_id; of unused images too.
+        instances: image_id, patient_id, site, source_hmac; of unused images too.
         images: image_id, sha256 of the preprocessed pixels.
         duplicates: image_id, duplicate_of, same_patient.
         overlaps: of ``overlapping_origins``.
         params: section ``split``.
     """
-    known = splits.merge(instances[["image_id", "source_hmac", "study_id"]], on="image_id").merge(
+    known = splits.merge(instances[["image_id", "source_hmac"]], on="image_id").merge(
         images[["image_id", "pixels_sha256"]], on="image_id"
     )
     same_pixels = known.groupby("pixels_sha256")

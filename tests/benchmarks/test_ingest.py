@@ -5,7 +5,6 @@ Run it on a quiet machine: `make bench`.
 
 import hashlib
 import os
-import resource
 import statistics
 import struct
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from benchmarks.measure import INGEST, ROOT, make_study, resident_peak
 from minimal import content, dataset
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -30,7 +30,6 @@ from pipeline.stages import ingest
 pytestmark = pytest.mark.slow
 
 FILES = 120
-ROOT = Path(__file__).parents[2]
 
 
 def slice_of(number: int) -> bytes:
@@ -109,48 +108,6 @@ for path in sys.argv[1:]:
 """
 
 
-def run(command: list[str], **options: object) -> tuple[float, int]:
-    """Wall seconds, and the peak resident memory in KiB of a process and its children together, sampled."""
-    start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, resident(process.pid))
-        time.sleep(0.05)
-    assert process.returncode == 0
-    return time.monotonic() - start, peak
-
-
-def resident(pid: int) -> int:
-    """KiB of a process and all below it."""
-    total = 0
-    try:
-        total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() // 1024
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            total += resident(int(child))
-    except (OSError, IndexError):
-        pass
-    return total
-
-
-def study(folder: Path, raw: Path) -> list[str]:
-    """A study's folder with a manifest; the command that ingests it."""
-    from pipeline.key import PUBLIC_KEY, fingerprint
-
-    folder.mkdir(parents=True)
-    labels = "{file: l.csv, key: file, key_column: f, columns: {x: x}}"
-    (folder / "params.yaml").write_text(
-        f"sites:\n  north: {{adapter: dicom_folder, root: {raw}, labels: {labels}}}\n"
-        f"privacy: {{key: public, key_fingerprint: {fingerprint(PUBLIC_KEY)}}}\ninventory: {{hash: false}}\n"
-        f"ingest: {{inconsistent_geometry: keep}}\nversions: {{pydicom: {pydicom.__version__}}}\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline.commands.inventory"]
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-    return [sys.executable, "-m", "pipeline.stages.ingest", "--site", "north", "--manifest",
-            "data/manifests/north.parquet", "--out", "out"]  # fmt: skip
-
-
 def test_two_workers_beside_two_bare_processes(tmp_path: Path):
     """Start-up left out of both: the time that 4,400 files take more than 400 do."""
     raw = {}
@@ -164,14 +121,16 @@ def test_two_workers_beside_two_bare_processes(tmp_path: Path):
                 data[index % 40].replace(f"2.25.7{index % 40:06d}".encode(), uid)
             )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline.stages.ingest", *INGEST, "--workers", "2"]
     ours: dict[int, float] = dict.fromkeys(raw, np.inf)
     peer = dict(ours)
     for attempt in range(5):  # the least of five: what else the machine does only ever adds
         for number in raw:
             own = tmp_path / f"study{number}-{attempt}"
-            ours[number] = min(
-                ours[number], run([*study(own, raw[number]), "--workers", "2"], cwd=own, env=environment)[0]
-            )
+            make_study(own, raw[number])
+            start = time.monotonic()
+            subprocess.run(command, cwd=own, check=True, capture_output=True, env=environment)
+            ours[number] = min(ours[number], time.monotonic() - start)
             files = sorted(map(str, raw[number].iterdir()))
             start = time.monotonic()
             halves = [subprocess.Popen([sys.executable, "-c", PEER, *files[part::2]]) for part in (0, 1)]
@@ -184,7 +143,6 @@ def test_two_workers_beside_two_bare_processes(tmp_path: Path):
 
 def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path):
     peaks = {}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     small = content(dataset())
     for number in (1_000, 10_000):
         raw = tmp_path / f"raw{number}"
@@ -195,8 +153,9 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path):
                     b"ID-7391846-X", f"ID-{index // 3:07d}-X".encode()
                 )
             )
-        command = study(tmp_path / f"study{number}", raw)
-        _, peaks[number] = run([*command, "--workers", "2"], cwd=tmp_path / f"study{number}", env=environment)
+        make_study(tmp_path / f"study{number}", raw)
+        command = [sys.executable, "-m", "pipeline.stages.ingest", *INGEST, "--workers", "2"]
+        peaks[number] = resident_peak(command, tmp_path / f"study{number}")
     ratio = peaks[10_000] / peaks[1_000]
     few, many = (peaks[number] / 1024 for number in (1_000, 10_000))
     print(f"\npeak memory: {few:.0f} MiB for 1,000 files, {many:.0f} for 10,000: {ratio:.2f}")

@@ -31,7 +31,8 @@ CARD = {
 
 def probabilities(logits):
     part = pd.DataFrame(
-        {"image_id": map(str, range(len(logits))), "patient_id": "p", "split": "id_test"}, index=range(len(logits))
+        {"image_id": map(str, range(len(logits))), "patient_id": "p", "study_id": "s", "split": "id_test"},
+        index=range(len(logits)),
     )
     rows = rows_of_run(CARD, "home", part, np.float32(logits)[:, None], "home")
     return rows["probability"].to_numpy()
