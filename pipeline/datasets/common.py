@@ -408,6 +408,11 @@ def _read_label_table(table: LabelTable, path: Path) -> Iterator[LabelRow]:
         yield label_row(row, table, row[table.key_column].removeprefix(table.prefix), _LEVELS[table.key])
 
 
+def read_rows(columns: LabelColumns, base: Path, names: Collection[str]) -> Iterator[dict[str, str]]:
+    """The rows of a label file for ``label_row``; the columns ``names`` say what they are about."""
+    return read_csv_rows(base / columns.file, [*names, *label_columns(columns)])
+
+
 def label_columns(columns: LabelColumns) -> list[str]:
     """What ``label_row`` reads of a row."""
     return [*columns.columns.values(), *filter(None, (columns.reader_column, columns.date_column))]
