@@ -3,6 +3,7 @@
 import gzip
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,7 +12,7 @@ import pandas as pd
 from stages.study import Study
 
 from pipeline.datasets.inventory import identify
-from pipeline.datasets.registry import load_site
+from pipeline.datasets.registry import adapter_names, load_adapter, load_site
 from pipeline.dicom.headers import IngestParams
 from pipeline.key import PUBLIC_KEY
 from pipeline.tables import Exclusions, Instances, LabelIssues, Labels, Readings, read_table
@@ -78,6 +79,13 @@ def run(
         dict(zip(issues["issue"], issues["count"], strict=True)),
         readings["reader"].nunique(),
     )
+
+
+def recognised_by(folder: Path) -> list[str]:
+    """The adapters that take a folder for theirs, but for the one of any folder of DICOM."""
+    return [
+        name for name in adapter_names() if name != "dicom_folder" and load_adapter(name).recognise(folder) is not None
+    ]
 
 
 def identifying(name: str) -> list[str]:
