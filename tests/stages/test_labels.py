@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from stages.study import NAME, SECRETS, picture
 
 from pipeline.datasets.common import LabelRow
+from pipeline.dicom.deidentify import pseudonym
 from pipeline.errors import PipelineError
+from pipeline.key import PUBLIC_KEY
 from pipeline.params import ParamsError
 from pipeline.stages.labels import LabelsParams, collect_rows, keep_readings, label_images, match_rows
+from pipeline.stages.split import without_label
 from pipeline.tables import Instances, LabelIssues, Labels, Readings, Terms, make_table, read_table
 
 
@@ -142,9 +145,6 @@ def test_policies(ingested, conflict, uncertain, missing):
 
 def by_file(study):
     """Label and status by the file's name."""
-    from pipeline.dicom.deidentify import pseudonym
-    from pipeline.key import PUBLIC_KEY
-
     instances = read_table(Instances, study.folder / "ingest/north/instances.parquet")
     labels = read_table(Labels, study.folder / "labels/north/labels.parquet").merge(instances, on="image_id")
     names = {pseudonym(PUBLIC_KEY, "source", "north", name): name for name in ("a", "b", "c", "d", "copy1", "copy2")}
@@ -318,3 +318,13 @@ def test_the_join_is_what_one_finds_row_by_row_in_any_order(rows, params, seed):
     pd.testing.assert_frame_equal(again[0], labels)
     pd.testing.assert_frame_equal(again[1], readings)
     assert again[2]["duplicate_row"] == len(rows) + issues["duplicate_row"]
+
+
+def test_split_tells_why_an_image_has_no_label():
+    images = pd.DataFrame({"image_id": list("abcd"), "source_id": list("abcd"), "site": "x"})
+    said = {"a": ["uncertain", "conflicting"], "b": ["missing", "uncertain"], "c": ["missing", "missing"]}
+    labels = pd.DataFrame(
+        [{"image_id": image, "status": status} for image, statuses in said.items() for status in statuses]
+    )
+    lost = {reason: list(frame["image_id"]) for reason, frame in without_label(images, labels).items()}
+    assert lost == {"conflicting_label": ["a"], "uncertain_label": ["b"], "missing_label": ["c", "d"]}

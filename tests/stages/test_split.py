@@ -1,11 +1,9 @@
 """The joint stage: invariants over all sites, and what it refuses."""
 
-import pandas as pd
 import pytest
 from stages.study import NAME, picture
 
 from pipeline.errors import PipelineError
-from pipeline.stages.split import without_label
 from pipeline.tables import Exclusions, Flow, Images, Instances, Leakage, Manifest, Splits, read_table, read_tables
 
 SITES = ("north", "east")
@@ -131,13 +129,3 @@ def test_the_same_image_at_two_sites_is_told(prepared):
     prepared.preprocess("east")
     with pytest.raises(PipelineError, match="1 images stand at more than one site"):
         prepared.split()
-
-
-def test_images_without_a_label_say_why():
-    images = pd.DataFrame({"image_id": list("abcd"), "source_id": list("abcd"), "site": "x"})
-    said = {"a": ["uncertain", "conflicting"], "b": ["missing", "uncertain"], "c": ["missing", "missing"]}
-    labels = pd.DataFrame(
-        [{"image_id": image, "status": status} for image, statuses in said.items() for status in statuses]
-    )
-    lost = {reason: list(frame["image_id"]) for reason, frame in without_label(images, labels).items()}
-    assert lost == {"conflicting_label": ["a"], "uncertain_label": ["b"], "missing_label": ["c", "d"]}
