@@ -44,7 +44,7 @@ def load_key(params_path: Path) -> bytes:
         PipelineError: there is no key, or it is not the one the pseudonyms of this study were made with.
     """
     params = load_params(PrivacyParams, "privacy", params_path)
-    key = PUBLIC_KEY if params.key == "public" else _private_key(params_path.parent)
+    key = PUBLIC_KEY if params.key == "public" else private_key(params_path.parent)
     if params.key_fingerprint is None:
         raise PipelineError(
             f"privacy.key_fingerprint is missing in {params_path}: write key_fingerprint: {fingerprint(key)} there "
@@ -70,7 +70,12 @@ def ensure_private_key(folder: Path) -> bool:
     return True
 
 
-def _private_key(folder: Path) -> bytes:
+def private_key(folder: Path) -> bytes:
+    """The key in the environment, or else in the study's folder.
+
+    Raises:
+        PipelineError: there is none, or others can read it.
+    """
     text = os.environ.get(KEY_VARIABLE, "")
     origin = KEY_VARIABLE
     if not text:

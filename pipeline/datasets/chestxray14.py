@@ -66,25 +66,20 @@ def describe(
     source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: headers.IngestParams
 ) -> headers.Description:
     """The facts of an image, from its row in the table and its own header; raises ``Refusal``."""
-    facts = source.facts
-    patient = facts["Patient ID"]
+    stated = source.facts
+    patient = stated["Patient ID"]
     # "58" in the 2020 table; "058Y" in the first.
-    age = re.fullmatch(r"(\d{1,3})([YMD]?)", facts["Patient Age"])
-    return describe_raster(
-        source,
-        content,
-        policy,
-        site=site,
-        key=key,
-        patient=(issuer, patient),
-        # The set names no studies; a follow-up number within a patient is one visit.
-        study=(issuer, patient, facts.get("Follow-up #", "")),
-        # The table's spacing is the original's, which these resampled files no longer have.
-        view_position=deidentify.in_vocabulary(facts["View Position"], deidentify.VIEW_POSITIONS),
-        body_part="chest",
-        sex=deidentify.sex(facts["Patient Gender"]),
-        age_years=deidentify.age_years(f"{age[1].zfill(3)}{age[2] or 'Y'}") if age else None,
-    )
+    age = re.fullmatch(r"(\d{1,3})([YMD]?)", stated["Patient Age"])
+    # The table's spacing is the original's, which these resampled files no longer have.
+    facts = {
+        "view_position": deidentify.in_vocabulary(stated["View Position"], deidentify.VIEW_POSITIONS),
+        "body_part": "chest",
+        "sex": deidentify.sex(stated["Patient Gender"]),
+        "age_years": deidentify.age_years(f"{age[1].zfill(3)}{age[2] or 'Y'}") if age else None,
+    }
+    # The set names no studies; a follow-up number within a patient is one visit.
+    visit = (issuer, patient, stated.get("Follow-up #", ""))
+    return describe_raster(source, content, policy, site=site, key=key, patient=(issuer, patient), study=visit, **facts)
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:

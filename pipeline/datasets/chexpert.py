@@ -22,16 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.datasets.common import (
-    LabelColumns,
-    LabelRow,
-    SiteParams,
-    Source,
-    Terms,
-    label_columns,
-    label_row,
-    read_csv_rows,
-)
+from pipeline.datasets.common import LabelColumns, LabelRow, SiteParams, Source, Terms, label_row, read_rows
 from pipeline.datasets.common import label_target as label_target
 from pipeline.datasets.image_files import describe_raster, read_raster
 from pipeline.dicom import deidentify, headers
@@ -74,22 +65,15 @@ def describe(
     """The facts of an image, from its path, its row in the table and its own header; raises ``Refusal``."""
     place = _PLACE.fullmatch(source.relative)
     patient, study = place.groups() if place else ("", "")
-    facts = source.facts
-    return describe_raster(
-        source,
-        content,
-        policy,
-        site=site,
-        key=key,
-        patient=(issuer, patient),
-        study=(issuer, patient, study),
-        view_position=deidentify.in_vocabulary(
-            facts[_DIRECTION] or ("lateral" if facts[_FRONTAL] == "Lateral" else ""), deidentify.VIEW_POSITIONS
-        ),
-        body_part="chest",
-        sex=_SEX.get(facts["Sex"]),
-        age_years=deidentify.age_years(f"{facts['Age'].removesuffix('.0')}Y"),
-    )
+    visit = (issuer, patient, study)
+    view = source.facts[_DIRECTION] or ("lateral" if source.facts[_FRONTAL] == "Lateral" else "")
+    facts = {
+        "view_position": deidentify.in_vocabulary(view, deidentify.VIEW_POSITIONS),
+        "body_part": "chest",
+        "sex": _SEX.get(source.facts["Sex"]),
+        "age_years": deidentify.age_years(f"{source.facts['Age'].removesuffix('.0')}Y"),
+    }
+    return describe_raster(source, content, policy, site=site, key=key, patient=(issuer, patient), study=visit, **facts)
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:
@@ -118,6 +102,6 @@ def recognise(folder: Path) -> dict[str, Any] | None:
 
 def _rows(site: Params, base: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """This view's rows, with the path below the root."""
-    for row in read_csv_rows(base / site.labels.file, (*_COLUMNS, *label_columns(site.labels))):
+    for row in read_rows(site.labels, base, _COLUMNS):
         if site.view in (None, row[_FRONTAL].lower(), row[_DIRECTION]):
             yield row["Path"].partition("/")[2], row

@@ -97,7 +97,7 @@ class LabelColumns(StrictParams):
             raw = dict(raw)
             for name in ("present", "absent", "uncertain"):
                 if isinstance(raw.get(name), list):
-                    raw[name] = tuple(_cell_text(str(value)) for value in raw[name])
+                    raw[name] = tuple(cell_text(str(value)) for value in raw[name])
         return raw
 
     @model_validator(mode="after")
@@ -352,8 +352,8 @@ def _follow(root: Path, relative: str, real_root: str) -> Source:
 def read_csv_rows(path: Path, required: Collection[str]) -> Iterator[dict[str, str]]:
     """The rows of a CSV (or CSV.gz) as stripped text by column, one by one; cells that a short row lacks are "".
 
-    UTF-8, with or without a byte order mark. The separator is the first of comma, semicolon and tab under which the
-    header has all of ``required``.
+    UTF-8, with or without a byte order mark. The separator is that of comma, semicolon and tab under which the header
+    has all of ``required``, or the most columns.
 
     Raises:
         PipelineError: the file or a column is missing, a column stands there twice, or it is no such text.
@@ -361,16 +361,17 @@ def read_csv_rows(path: Path, required: Collection[str]) -> Iterator[dict[str, s
     opened: Any = gzip.open if path.suffix == ".gz" else Path.open
     try:
         with opened(path, "rt", newline="", encoding="utf-8-sig") as file:
-            headers = []
-            for separator in (",", ";", "\t"):
+            headers = {}
+            for mark in (",", ";", "\t"):
                 file.seek(0)
-                reader = csv.reader(file, delimiter=separator)
-                headers.append([name.strip() for name in next(reader, [])])
-                if set(required) <= set(headers[-1]):
-                    break
-            else:
-                raise PipelineError(f"{path}: {_lacking(headers[0], required)}")
-            header = headers[-1]
+                headers[mark] = [name.strip() for name in next(csv.reader(file, delimiter=mark), [])]
+            separator = max(headers, key=lambda mark: (set(required) <= set(headers[mark]), len(headers[mark])))
+            header = headers[separator]
+            if not set(required) <= set(header) or not any(header):
+                raise PipelineError(f"{path}: {_lacking(header, required)}")
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator)
+            next(reader)
             twice = [number for number, name in enumerate(header, start=1) if name and header.count(name) > 1]
             if twice:
                 raise PipelineError(f"{path}: columns {twice} have the same name; give each its own")
@@ -408,6 +409,11 @@ def _read_label_table(table: LabelTable, path: Path) -> Iterator[LabelRow]:
         yield label_row(row, table, row[table.key_column].removeprefix(table.prefix), _LEVELS[table.key])
 
 
+def read_rows(columns: LabelColumns, base: Path, names: Collection[str]) -> Iterator[dict[str, str]]:
+    """The rows of a label file for ``label_row``; the columns ``names`` say what they are about."""
+    return read_csv_rows(base / columns.file, [*names, *label_columns(columns)])
+
+
 def label_columns(columns: LabelColumns) -> list[str]:
     """What ``label_row`` reads of a row."""
     return [*columns.columns.values(), *filter(None, (columns.reader_column, columns.date_column))]
@@ -418,7 +424,7 @@ def label_row(row: Mapping[str, str], columns: LabelColumns, target: str, level:
     labels: dict[str, Given | None] = {}
     unknown = False
     for finding, column in columns.columns.items():
-        text = _cell_text(row[column])
+        text = cell_text(row[column])
         if text in columns.meanings:
             labels[finding] = columns.meanings[text]
         elif text == "":
@@ -435,6 +441,6 @@ def label_row(row: Mapping[str, str], columns: LabelColumns, target: str, level:
     )
 
 
-def _cell_text(cell: str) -> str:
+def cell_text(cell: str) -> str:
     """A cell as it is compared: pandas writes 1 as "1.0" where a column has gaps."""
     return cell.removesuffix(".0")

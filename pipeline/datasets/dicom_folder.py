@@ -8,6 +8,7 @@ Licence and data-use terms are those of the data, and stand in the site's entry 
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,7 @@ def recognise(folder: Path) -> dict[str, Any] | None:
     """A tree in which a file of the first hundred has the DICOM prefix (PS3.10 7.1)."""
     for source in islice(walk_files(folder), 100):
         if not source.obstacle:
-            with source.path.open("rb") as file:
+            with suppress(OSError), source.path.open("rb") as file:
                 if file.read(132)[128:] == b"DICM":
                     return {"adapter": "dicom_folder", "root": "."}
     return None

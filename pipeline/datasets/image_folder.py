@@ -122,15 +122,9 @@ def describe(
     source: Source, content: bytes, *, site: str, issuer: str, key: bytes, policy: headers.IngestParams
 ) -> headers.Description:
     """The facts of an image, from its path and its own header; raises ``Refusal``."""
-    return describe_raster(
-        source,
-        content,
-        policy,
-        site=site,
-        key=key,
-        patient=(issuer, source.facts["patient"]),
-        study=(site, source.relative),  # nothing says which files are of one study
-    )
+    patient = (issuer, source.facts["patient"])
+    study = (site, source.relative)  # nothing says which files are of one study
+    return describe_raster(source, content, policy, site=site, key=key, patient=patient, study=study)
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:

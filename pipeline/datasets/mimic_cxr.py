@@ -28,9 +28,9 @@ from pipeline.datasets.common import (
     SiteParams,
     Source,
     Terms,
-    label_columns,
     label_row,
     read_csv_rows,
+    read_rows,
 )
 from pipeline.datasets.common import label_target as label_target
 from pipeline.datasets.image_files import describe_dicom, read_dicom
@@ -70,7 +70,7 @@ def list_sources(site: Params, base: Path) -> Iterator[Source]:
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:
     """A row a file of this view for each row of a study; a study that the metadata lacks keeps its row."""
     studies = _studies(site, base)
-    for row in read_csv_rows(base / site.labels.file, ("subject_id", "study_id", *label_columns(site.labels))):
+    for row in read_rows(site.labels, base, ("subject_id", "study_id")):
         study = _folder(row)
         for target in studies.get(study, [study]):
             yield label_row(row, site.labels, target, "file")

@@ -48,7 +48,7 @@ class Adapter(Protocol):
 
 def adapter_names() -> list[str]:
     """The adapters there are: a module that is neither shared code nor private."""
-    shared = {"__init__", "common", "image_files", "registry", "inventory"}
+    shared = {"__init__", "common", "image_files", "inventory", "registry", "survey"}
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in shared)
 
 

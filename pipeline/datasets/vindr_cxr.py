@@ -25,17 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.datasets.common import (
-    LabelColumns,
-    LabelRow,
-    SiteParams,
-    Source,
-    Terms,
-    label_columns,
-    label_row,
-    read_csv_rows,
-    walk_files,
-)
+from pipeline.datasets.common import LabelColumns, LabelRow, SiteParams, Source, Terms, label_row, read_rows, walk_files
 from pipeline.datasets.common import label_target as label_target
 from pipeline.datasets.image_files import read_dicom
 from pipeline.dicom import headers
@@ -93,7 +83,7 @@ def read_images(content: bytes, frames: Sequence[int], policy: headers.IngestPar
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:
     """A row a reader and image; a row an image where no reader is named."""
-    for row in read_csv_rows(base / site.labels.file, ("image_id", *label_columns(site.labels))):
+    for row in read_rows(site.labels, base, ("image_id",)):
         read = label_row(row, site.labels, f"{row['image_id']}.dicom", "file")
         yield replace(read, reader=row.get("rad_id") or None)
 

@@ -1,7 +1,9 @@
 """A miniature of a public data set, run through inventory, ingest and labels; what came of each file."""
 
 import gzip
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,7 +12,7 @@ import pandas as pd
 from stages.study import Study
 
 from pipeline.datasets.inventory import identify
-from pipeline.datasets.registry import load_site
+from pipeline.datasets.registry import adapter_names, load_adapter, load_site
 from pipeline.dicom.headers import IngestParams
 from pipeline.key import PUBLIC_KEY
 from pipeline.tables import Exclusions, Instances, LabelIssues, Labels, Readings, read_table
@@ -49,16 +51,24 @@ def run(
     names = {source_id: source.relative for source_id, source in sources.items()}
     instances = read_table(Instances, ingested / "instances.parquet")
     name_of = dict(zip(instances["image_id"], instances["source_id"].map(names), strict=True))
+    given, exclusions = (
+        read_table(Labels, labelled / "labels.parquet"),
+        read_table(Exclusions, ingested / "exclusions.parquet"),
+    )
+    issues, readings = (
+        read_table(LabelIssues, labelled / "issues.parquet"),
+        read_table(Readings, labelled / "readings.parquet"),
+    )
+    written = study.told + "".join(frame.to_csv() for frame in (instances, given, exclusions, issues, readings))
+    assert not [part for name in names.values() for part in identifying(name) if part in written]
     labels: dict[str, dict[str, int | None]] = {}
-    for row in read_table(Labels, labelled / "labels.parquet").to_dict("records"):
+    for row in given.to_dict("records"):
         label = None if pd.isna(row["label"]) else int(row["label"])
         labels.setdefault(name_of[row["image_id"]], {})[row["finding"]] = label
-    exclusions = read_table(Exclusions, ingested / "exclusions.parquet")
     refused = dict(zip(exclusions["source_id"].map(names), exclusions["reason"], strict=True))
     for row in instances.to_dict("records"):
         (image,) = adapter.read_images(sources[row["source_id"]].path.read_bytes(), [0], IngestParams())
         assert image.values.shape == (row["rows"], row["columns"])
-    issues = read_table(LabelIssues, labelled / "issues.parquet")
     rows = [
         {name: None if pd.isna(value) else value for name, value in row.items()} for row in instances.to_dict("records")
     ]
@@ -67,8 +77,20 @@ def run(
         {names[row["source_id"]]: row for row in rows},
         refused,
         dict(zip(issues["issue"], issues["count"], strict=True)),
-        read_table(Readings, labelled / "readings.parquet")["reader"].nunique(),
+        readings["reader"].nunique(),
     )
+
+
+def recognised_by(folder: Path) -> list[str]:
+    """The adapters that take a folder for theirs, but for the one of any folder of DICOM."""
+    return [
+        name for name in adapter_names() if name != "dicom_folder" and load_adapter(name).recognise(folder) is not None
+    ]
+
+
+def identifying(name: str) -> list[str]:
+    """Parts of a path that stand for a patient, study or image."""
+    return [part for part in re.split(r"[/.]", name) if len(part) > 5 and re.search(r"\d", part)]
 
 
 def grey(seed: int, bits: int = 8) -> np.ndarray:

@@ -1,7 +1,7 @@
 """CheXpert's layout: patients and studies from paths, four kinds of cells, views as sites."""
 
 import pytest
-from datasets.miniature import encode, grey, run, write
+from datasets.miniature import encode, grey, recognised_by, run, write
 
 from pipeline.datasets import chexpert as adapter
 from pipeline.params import parse
@@ -71,6 +71,7 @@ def test_views(chexpert, view, number):
 
 
 def test_terms_and_layout(chexpert):
+    assert recognised_by(chexpert.folder / "data" / ROOT) == ["chexpert"]
     proposal = adapter.recognise(chexpert.folder / "data" / ROOT)
     site = parse(adapter.Params, proposal, "sites.mini")
     assert site.labels.columns["pleural_other"] == "Pleural Other"

@@ -3,7 +3,7 @@
 import gzip
 
 import pytest
-from datasets.miniature import grey, run, write
+from datasets.miniature import grey, recognised_by, run, write
 from minimal import content, dataset
 
 from pipeline.datasets import mimic_cxr as adapter
@@ -125,6 +125,7 @@ def test_a_damaged_table_is_an_error_that_names_it(mimic, damage):
 def test_params_terms_and_layout(mimic):
     with pytest.raises(ParamsError, match=r"sites.mini.view_position: .*'LATERAL'.*got 'lateral'"):
         parse(adapter.Params, {**ENTRY, "view_position": "lateral"}, "sites.mini")
+    assert recognised_by(mimic.folder / "mimic") == ["mimic_cxr"]
     proposal = adapter.recognise(mimic.folder / "mimic")
     site = parse(adapter.Params, proposal, "sites.mini")
     assert site.labels.columns["enlarged_cardiomediastinum"] == "Enlarged Cardiomediastinum"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from datasets.miniature import encode, grey, run, write
+from datasets.miniature import encode, grey, recognised_by, run, write
 from minimal import content, dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage
@@ -103,6 +103,7 @@ def test_target_and_classes_are_of_two_files():
 
 
 def test_terms_and_layout(rsna):
+    assert recognised_by(rsna.folder / "rsna") == ["rsna_pneumonia"]
     proposal = adapter.recognise(rsna.folder / "rsna")
     site = parse(adapter.Params, proposal, "sites.rsna")
     assert (site.root, site.labels.file) == ("stage_2_train_images", "stage_2_train_labels.csv")

@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from datasets.miniature import grey, run, write
+from datasets.miniature import grey, recognised_by, run, write
 from minimal import content, dataset
 
 from pipeline.datasets import vindr_cxr as adapter
@@ -127,6 +127,7 @@ def test_a_header_that_has_its_identifiers_keeps_them(vindr):
 
 
 def test_terms_and_layout(vindr):
+    assert recognised_by(vindr.folder / "vindr") == ["vindr_cxr"]
     proposal = adapter.recognise(vindr.folder / "vindr")
     site = parse(adapter.Params, proposal, "sites.mini")
     assert site.labels.columns["nodule_mass"] == "Nodule/Mass"
