@@ -11,6 +11,7 @@ from pipeline.params import StrictParams, load_params
 
 KEY_VARIABLE = "PIPELINE_KEY"
 KEY_FILE = Path(".pipeline-key")
+NEVER = "never"
 
 # Not a secret. For the demo, whose patients do not exist, and for data that is public as it stands: there a
 # pseudonym hides nothing, and a fixed key lets everybody reproduce the tables to the byte.
@@ -22,10 +23,13 @@ class PrivacyParams(StrictParams):
 
     ``key``: "private" for anything of patients; "public" only for simulated data and data sets that anyone
     can download. ``key_fingerprint`` is committed, so that a changed key is seen: DVC cannot see a secret.
+    ``remote``: where DVC may push outputs that hold rows or pixels: null for its default remote, a remote's name, or
+    "never" (a remote that takes nothing).
     """
 
     key: Literal["public", "private"]
     key_fingerprint: str | None = None
+    remote: str | None = NEVER
 
 
 def fingerprint(key: bytes) -> str:

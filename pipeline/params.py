@@ -4,9 +4,9 @@ import difflib
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 from pydantic import StringConstraints as _StringConstraints
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -134,17 +134,28 @@ def check_versions(*packages: str, path: Path = Path("params.yaml")) -> None:
 
 
 def _explain(model: type[BaseModel], issue: Any, where: str) -> str:
-    location = ".".join(str(part) for part in issue["loc"] if not str(part).startswith("function-"))
+    # "function-..." is a validator's and "tag-..." a choice's: neither stands in params.yaml.
+    location = ".".join(str(part) for part in issue["loc"] if not str(part).startswith(("function-", "tag-")))
     key = f"{where}.{location}" if location else where
     if issue["type"] == "extra_forbidden":
         parent: Any = model
         for part in issue["loc"][:-1]:
-            field = getattr(parent, "model_fields", {}).get(part)
-            parent = field.annotation if field is not None else None
+            parent = _below(parent, part)
         return f"{key}: unknown key{nearest(str(issue['loc'][-1]), list(getattr(parent, 'model_fields', {})))}"
     if issue["type"] == "missing":
         return f"{key}: required, but missing"
     return f"{key}: {issue['msg'].removeprefix('Value error, ')}; got {issue['input']!r}"
+
+
+def _below(annotation: Any, part: str | int) -> Any:
+    """The type that a part of an error's location leads to: a field's, a tagged choice's, a list's element's."""
+    if str(part).startswith("tag-"):
+        chosen = [choice for choice in get_args(annotation) if Tag(str(part)) in getattr(choice, "__metadata__", ())]
+        return chosen[0].__origin__ if chosen else None
+    if isinstance(part, int):
+        return next(iter(get_args(annotation)), None)
+    field = getattr(annotation, "model_fields", {}).get(part)
+    return field.annotation if field is not None else None
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -29,7 +29,8 @@ def frame(entries):
 def label_table(entries):
     return make_table(Labels, [
         {"image_id": f"i{n:03d}", "finding": finding, "label": value}
-        for n, (_, _, *values) in enumerate(entries) for finding, value in zip(("opacity", "effusion"), values, strict=True)
+        for n, (_, _, *values) in enumerate(entries)
+        for finding, value in zip(("opacity", "effusion"), values, strict=True)
     ])  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def components(count, linked):
     return group
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(rows, links)
 def test_no_patient_and_no_picture_on_two_sides_and_nothing_lost(entries, linked):
     assigned = run(entries, linked)
@@ -93,7 +94,7 @@ def test_no_patient_and_no_picture_on_two_sides_and_nothing_lost(entries, linked
             assert any(group[m] == group[n] and entries[m][0] in PARAMS.source for m in range(len(entries)))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(rows, rows, links)
 def test_additions_move_nobody(before, added, linked):
     """New patients, a new target hospital and new near-duplicates: old sides stay, and so do old images' splits."""
@@ -111,7 +112,7 @@ def test_additions_move_nobody(before, added, linked):
         assert (image_id in gone) != (after.get(image_id) == split)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(rows, rows)
 def test_a_target_that_joins_changes_nothing_of_the_sources(entries, targets):
     """Not even where its pictures link two of the source's."""
@@ -126,7 +127,7 @@ def test_a_target_that_joins_changes_nothing_of_the_sources(entries, targets):
     pd.testing.assert_frame_equal(*[rows.reset_index(drop=True) for rows in of_source])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(rows, st.lists(st.permutations(SITES), min_size=1, max_size=3), st.integers(1, 3))
 def test_no_swap_of_roles_turns_a_test_patient_into_a_training_patient(entries, orders, number):
     ledger, tested = LEDGER, set()
@@ -139,7 +140,7 @@ def test_no_swap_of_roles_turns_a_test_patient_into_a_training_patient(entries, 
         assert not tested & set(trained["patient_id"])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.randoms(), rows, links)
 def test_order_does_not_matter(random, entries, linked):
     number = random.randrange(2**31)
@@ -155,7 +156,7 @@ def test_order_does_not_matter(random, entries, linked):
     pd.testing.assert_frame_equal(plain.ledger, shuffled.ledger)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.lists(rows, min_size=1, max_size=3), st.floats(0.05, 0.45), st.floats(0.05, 0.45), st.floats(0.05, 0.95))
 def test_every_stratum_is_within_one_patient_of_its_fractions(steps, val, test, adapt):
     """Also where the patients came in several steps."""
@@ -203,7 +204,7 @@ def test_strata_are_the_rarest_finding_at_home():
     }
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(rows, links, st.randoms())
 def test_a_targets_labels_are_not_looked_at(entries, linked, random):
     poisoned = [
@@ -216,7 +217,7 @@ def test_a_targets_labels_are_not_looked_at(entries, linked, random):
     pd.testing.assert_frame_equal(first.ledger, second.ledger)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(rows, links)
 def test_the_ledger_is_the_same_whichever_site_is_left_out(entries, linked):
     everyone = {**PARAMS.model_dump(exclude={"leave_out"}), "source": list(SITES), "target": []}

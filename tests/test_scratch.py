@@ -1,7 +1,6 @@
 """The scratch store: exact, safe from kill -9, from damage and from a second process, and able to forget."""
 
 import os
-import signal
 import sqlite3
 import stat
 import subprocess

@@ -31,7 +31,7 @@ def test_leaving_out_needs_no_other_target():
 def test_shares_of_a_site_are_the_fractions_of_its_splits(site):
     shares = PARAMS.shares(site)
     assert sum(shares) == pytest.approx(1.0)
-    share = {split: 0.0 for split in ("train", "id_val", "id_test", "target_adapt", "ood_test")}
+    share = dict.fromkeys(("train", "id_val", "id_test", "target_adapt", "ood_test"), 0.0)
     for side, part in zip(SIDES, shares, strict=True):
         share[PARAMS.split_of(site, side)] += part
     wanted = {"train": 0.6, "id_val": 0.2, "id_test": 0.2} if site in PARAMS.source else \

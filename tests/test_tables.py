@@ -76,7 +76,7 @@ def test_bad_files_are_told(tmp_path):
     path.write_bytes(b"no parquet")
     with pytest.raises(t.TableError, match="no Parquet"):
         t.read_table(t.Labels, path)
-    pq.write_table(pa.table({"image_id": ["i"], "finding": ["f"], "label": [NAME]}), path)
+    pq.write_table(pa.table({"image_id": ["i"], "finding": ["f"], "label": [NAME], "status": ["given"]}), path)
     with pytest.raises(t.TableError, match="other types") as raised:
         t.read_table(t.Labels, path)
     assert NAME not in str(raised.value)

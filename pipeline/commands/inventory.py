@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import cli
 from pipeline.datasets.inventory import identify, take_inventory
-from pipeline.datasets.registry import load_site
+from pipeline.datasets.registry import check_remote, load_site
 from pipeline.errors import PipelineError
 from pipeline.key import KEY_FILE, PrivacyParams, ensure_private_key, load_key
 from pipeline.params import StrictParams, load_names, load_params
@@ -36,6 +36,8 @@ def main() -> None:
     params = load_params(InventoryParams, "inventory", args.params)
     for name in load_names("sites", args.params):
         adapter, site = load_site(name, args.params)
+        if args.find is None:
+            check_remote(name, adapter.terms(site), args.params)
         if site.simulate is not None:
             if args.find is None:
                 continue  # its manifest is made with it, by the graph

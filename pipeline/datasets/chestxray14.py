@@ -17,12 +17,25 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from pipeline.datasets.common import LabelRow, SiteParams, Source, read_csv_rows
+from pipeline.datasets.common import Given, LabelRow, SiteParams, Source, Terms, read_csv_rows
+from pipeline.datasets.common import label_target as label_target
 from pipeline.dicom import deidentify, headers
 from pipeline.dicom.refusal import Refusal
 from pipeline.imaging.intensity import ModalityImage, Range
 from pipeline.params import Name, StrictParams
 
+TERMS = Terms(
+    origin="chestxray14",
+    licence="no restriction on use; attribution to the NIH Clinical Center",
+    redistribution=True,
+    citation="Wang et al., ChestX-ray8, CVPR 2017",
+)
+FINDINGS = tuple(
+    """
+    Atelectasis Cardiomegaly Consolidation Edema Effusion Emphysema Fibrosis Hernia Infiltration Mass Nodule
+    Pleural_Thickening Pneumonia Pneumothorax
+    """.split()
+)
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -97,20 +110,29 @@ def read_images(content: bytes, frames: Sequence[int], policy: headers.IngestPar
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:
-    """A row an image of this view: 1 where its list names the finding, else 0."""
+    """A row an image of this view: present where its list names the finding, else absent."""
     for row in _rows(site, base):
         named = {name.strip() for name in row["Finding Labels"].split("|")}
-        if named == {""}:
-            yield LabelRow(row["Image Index"], dict.fromkeys(site.labels.columns), ())
-            continue
-        labels = {finding: int(name in named) for finding, name in site.labels.columns.items()}
-        yield LabelRow(row["Image Index"], labels, ())
+        labels: dict[str, Given | None] = {
+            finding: None if named == {""} else "present" if name in named else "absent"
+            for finding, name in site.labels.columns.items()
+        }
+        yield LabelRow(row["Image Index"], "file", labels)
 
 
-def label_target(site: Params, site_name: str, key: bytes, target: str) -> tuple[str, str]:
-    """The column of ``Instances`` that a label row is about, and the pseudonym to look for there."""
+def terms(site: Params) -> Terms:
+    """The collection's, whatever part of it the site is."""
     del site
-    return "source_id", deidentify.pseudonym(key, "source", site_name, target)
+    return TERMS
+
+
+def recognise(folder: Path) -> dict[str, Any] | None:
+    """The entry table beside the folder of images."""
+    tables = sorted(folder.glob("Data_Entry_2017*.csv"))
+    if len(tables) != 1 or not (folder / "images").is_dir():
+        return None
+    columns = {name.lower(): name for name in FINDINGS}
+    return {"adapter": "chestxray14", "root": "images", "labels": {"file": tables[0].name, "columns": columns}}
 
 
 def _rows(site: Params, base: Path) -> list[dict[str, str]]:

@@ -1,21 +1,27 @@
-"""What all adapters share: the site's entry in params, sources, the reading of a label file."""
+"""What all adapters share: the site's entry in params, terms of use, sources, the reading of a label file."""
 
 import csv
 import errno
+import gzip
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from pipeline.dicom.deidentify import pseudonym
 from pipeline.errors import PipelineError
 from pipeline.params import Name, StrictParams, nearest
 
-Value = int | float | str | bool
+Level = Literal["file", "image", "series", "study", "patient"]
+Given = Literal["present", "absent", "uncertain"]
 
 
 class SiteParams(StrictParams):
@@ -32,11 +38,47 @@ class SiteParams(StrictParams):
     simulate: dict[str, Any] | None = None
 
 
+class FolderParams(SiteParams):
+    """A site of one's own data, whose terms only its owner knows; see ``Terms``.
+
+    ``redistribution`` is false unless somebody says otherwise: a hospital's data stays where it is.
+    """
+
+    origin: str = ""
+    licence: str = ""
+    redistribution: bool = False
+    citation: str = ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a site's data is and may be used for.
+
+    Attributes:
+        origin: the collection that the images come from ("chestxray14"); sites of one origin may hold the same
+            images. "" is a hospital's own, which overlaps with nothing.
+        licence: its name.
+        redistribution: whether outputs that hold rows or pixels may be pushed to a remote.
+        citation: what its owners ask to be cited.
+    """
+
+    origin: str
+    licence: str
+    redistribution: bool
+    citation: str
+
+
+def terms(site: FolderParams) -> Terms:
+    """The terms that a site's entry in params states."""
+    return Terms(site.origin, site.licence, site.redistribution, site.citation)
+
+
 class LabelColumns(StrictParams):
     """How a CSV of labels is read: ``columns`` maps finding to column, the lists say which cells mean what.
 
-    A cell is compared as text, "1.0" as "1". An empty cell is "not annotated". Values in no list are counted
-    as unknown and taken as not annotated.
+    A cell is compared as text, "1.0" as "1". An empty cell leaves the finding open. Values in no list are counted
+    as unknown and taken as if the row were not there. ``reader_column`` and ``date_column`` say who gave the labels
+    of a row and when, where the file has it.
     """
 
     file: str
@@ -44,6 +86,8 @@ class LabelColumns(StrictParams):
     present: tuple[str, ...] = ("1",)
     absent: tuple[str, ...] = ("0",)
     uncertain: tuple[str, ...] = ("-1",)
+    reader_column: str | None = None
+    date_column: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +108,62 @@ class LabelColumns(StrictParams):
             raise ValueError(f"each value may stand in one of present, absent, uncertain; repeated: {repeated}")
         return self
 
+    @cached_property
+    def meanings(self) -> dict[str, Given]:
+        """Cell to what it means."""
+        listed = {"present": self.present, "absent": self.absent, "uncertain": self.uncertain}
+        return {value: cast("Given", name) for name, values in listed.items() for value in values}
 
+
+class LabelTable(LabelColumns):
+    """A CSV whose column ``key_column`` names what a row is about, by ``key``.
+
+    ``prefix`` is cut off the paths in it where they do not start at ``root``.
+    """
+
+    key: Literal["file", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id"]
+    key_column: str
+    prefix: str = ""
+
+
+class LabelTables(StrictParams):
+    """Several such CSVs: ``file`` is the folder that they lie in, all of which DVC depends on; theirs are below it.
+
+    A folder, because a template of DVC's can name one path and no list of them.
+    """
+
+    file: str
+    tables: list[LabelTable] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _inside(self) -> "LabelTables":
+        for table in self.tables:
+            if Path(table.file).is_absolute() or ".." in Path(table.file).parts:
+                raise ValueError(f"tables[].file must be below the folder {self.file}; got {table.file}")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The findings of all tables."""
+        return {finding: column for table in self.tables for finding, column in table.columns.items()}
+
+
+def _one_or_several(raw: Any) -> str:
+    several = "tables" in raw if isinstance(raw, dict) else isinstance(raw, LabelTables)
+    return "tag-several" if several else "tag-one"
+
+
+CsvLabels = Annotated[
+    Annotated[LabelTable, Tag("tag-one")] | Annotated[LabelTables, Tag("tag-several")],
+    Discriminator(_one_or_several),
+]
+_LEVELS: Mapping[str, Level] = {
+    "file": "file",
+    "sop_instance_uid": "image",
+    "series_instance_uid": "series",
+    "study_instance_uid": "study",
+    "patient_id": "patient",
+}
 _KINDS = {
     stat.S_IFIFO: "pipe",
     stat.S_IFSOCK: "socket",
@@ -109,11 +208,43 @@ class Source:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One row of a label file: what it names (in the file's own terms) and a label a finding (None: null)."""
+    """One row of a label file, as the file has it: policies come later.
+
+    Attributes:
+        target: what it is about, in the file's own terms: a path below the root, a UID, a patient number.
+        level: what the target names; "image" is a SOP instance with all its frames.
+        labels: finding to value; None where the row leaves it open. A finding without a column, or with a value that
+            has no meaning, is not in it.
+        issues: of ``tables.LABEL_ISSUES``: "unknown_value"; the join counts the others.
+        reader: who gave it, in the file's own terms; None where the file does not say.
+        date: when, ``YYYYMMDD`` or ISO 8601; None where the file does not say.
+    """
 
     target: str
-    labels: Mapping[str, int | None]
-    issues: tuple[str, ...]
+    level: Level
+    labels: Mapping[str, Given | None]
+    issues: tuple[str, ...] = ()
+    reader: str | None = None
+    date: str | None = None
+
+
+def label_target(site: SiteParams, site_name: str, key: bytes, row: LabelRow) -> tuple[str, str]:
+    """The column of ``Instances`` that a row is about, and the pseudonym to look for there.
+
+    The pseudonyms are ``dicom.headers``'s; an adapter that makes its own of study or image overrides it. An image's
+    is its first frame's: the join takes in the others of its file.
+    """
+    match row.level:
+        case "file":
+            return "source_id", pseudonym(key, "source", site_name, row.target)
+        case "image":
+            return "image_id", pseudonym(key, "image", row.target, "0")
+        case "series":
+            return "series_id", pseudonym(key, "series", row.target)
+        case "study":
+            return "study_id", pseudonym(key, "study", row.target)
+        case "patient":
+            return "patient_id", pseudonym(key, "patient", site.issuer or site_name, row.target)
 
 
 def walk_files(root: Path) -> Iterator[Source]:
@@ -218,41 +349,90 @@ def _follow(root: Path, relative: str, real_root: str) -> Source:
     return Source(relative, root, obstacle=obstacle, below=relative)
 
 
-def read_csv_rows(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
-    """A CSV as dicts of stripped text.
+def read_csv_rows(path: Path, required: Collection[str]) -> Iterator[dict[str, str]]:
+    """The rows of a CSV (or CSV.gz) as stripped text by column, one by one; cells that a short row lacks are "".
+
+    UTF-8, with or without a byte order mark. The separator is the first of comma, semicolon and tab under which the
+    header has all of ``required``.
 
     Raises:
-        PipelineError: the file or a column is missing, or it is no text.
+        PipelineError: the file or a column is missing, a column stands there twice, or it is no such text.
     """
+    opened: Any = gzip.open if path.suffix == ".gz" else Path.open
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = [name.strip() for name in (reader.fieldnames or [])]
-            for name in required:
-                if name not in header:
-                    # Not the header itself: in a file without one it is a patient's row.
-                    close = nearest(name, header) if get_close_matches(name, header, n=1) else ""
-                    raise PipelineError(f"{path}: no column '{name}' among its {len(header)}{close}")
-            # A short row gives None, surplus cells a list under the key None.
-            return [
-                {key.strip(): (cell or "").strip() for key, cell in row.items() if key is not None} for row in reader
-            ]
+        with opened(path, "rt", newline="", encoding="utf-8-sig") as file:
+            headers = []
+            for separator in (",", ";", "\t"):
+                file.seek(0)
+                reader = csv.reader(file, delimiter=separator)
+                headers.append([name.strip() for name in next(reader, [])])
+                if set(required) <= set(headers[-1]):
+                    break
+            else:
+                raise PipelineError(f"{path}: {_lacking(headers[0], required)}")
+            header = headers[-1]
+            twice = [number for number, name in enumerate(header, start=1) if name and header.count(name) > 1]
+            if twice:
+                raise PipelineError(f"{path}: columns {twice} have the same name; give each its own")
+            for row in reader:
+                if row:
+                    yield dict(zip_longest(header, map(str.strip, row[: len(header)]), fillvalue=""))
     except FileNotFoundError:
         raise PipelineError(f"the file {path} is not there; set it in the site's entry in params.yaml") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise PipelineError(f"{path}: not a readable CSV in UTF-8 ({type(error).__name__})") from None
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile, IsADirectoryError) as error:
+        raise PipelineError(
+            f"{path}: not a readable CSV in UTF-8 ({type(error).__name__}); save it anew as CSV with that encoding"
+        ) from None
 
 
-def read_cell(cell: str, columns: LabelColumns) -> tuple[int | None, str | None]:
-    """A label cell as (label, issue): 1, 0 or None; the issue is None, uncertain_value or unknown_value."""
-    text = _cell_text(cell)
-    if text in columns.present:
-        return 1, None
-    if text in columns.absent:
-        return 0, None
-    if text in columns.uncertain:
-        return None, "uncertain_value"
-    return None, None if text == "" else "unknown_value"
+def _lacking(header: list[str], required: Collection[str]) -> str:
+    """What is wrong with a header; quotes no name of it, since in a file without one it is a patient's row."""
+    if not any(header):
+        return "no header: the file or its first line is empty"
+    name = next(name for name in required if name not in header)
+    close = nearest(name, header) if get_close_matches(name, header, n=1) else ""
+    return f"no column '{name}' among its {len(header)}{close}"
+
+
+def read_label_tables(labels: LabelTable | LabelTables, base: Path) -> Iterator[LabelRow]:
+    """The rows of a site's CSVs; ``base`` is the study's folder."""
+    if isinstance(labels, LabelTables):
+        for table in labels.tables:
+            yield from _read_label_table(table, base / labels.file / table.file)
+    else:
+        yield from _read_label_table(labels, base / labels.file)
+
+
+def _read_label_table(table: LabelTable, path: Path) -> Iterator[LabelRow]:
+    for row in read_csv_rows(path, [table.key_column, *label_columns(table)]):
+        yield label_row(row, table, row[table.key_column].removeprefix(table.prefix), _LEVELS[table.key])
+
+
+def label_columns(columns: LabelColumns) -> list[str]:
+    """What ``label_row`` reads of a row."""
+    return [*columns.columns.values(), *filter(None, (columns.reader_column, columns.date_column))]
+
+
+def label_row(row: Mapping[str, str], columns: LabelColumns, target: str, level: Level) -> LabelRow:
+    """A row of a CSV that is about ``target``."""
+    labels: dict[str, Given | None] = {}
+    unknown = False
+    for finding, column in columns.columns.items():
+        text = _cell_text(row[column])
+        if text in columns.meanings:
+            labels[finding] = columns.meanings[text]
+        elif text == "":
+            labels[finding] = None
+        else:
+            unknown = True
+    return LabelRow(
+        target,
+        level,
+        labels,
+        ("unknown_value",) if unknown else (),
+        row[columns.reader_column] or None if columns.reader_column else None,
+        row[columns.date_column] or None if columns.date_column else None,
+    )
 
 
 def _cell_text(cell: str) -> str:

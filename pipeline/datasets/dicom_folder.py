@@ -1,42 +1,29 @@
 """A folder of DICOM with a CSV of labels: the usual export of a hospital, or of a challenge.
 
 Layout: any tree of files below ``root``, with any names; the CSV has one column that names what a row is about
-(``key_column``), as the file's path below ``labels.relative_to`` (or root), its SOP Instance UID, its Study
-Instance UID, its PatientID or its AccessionNumber (``key``), and one column a finding.
+(``key_column``), as the file's path below root (``prefix`` is cut off), its SOP, Series or Study Instance UID or its
+PatientID (``key``), and one column a finding. Several CSVs lie in one folder (``common.LabelTables``).
 
-Licence and data-use terms are those of the data; nothing here sends it anywhere.
+Licence and data-use terms are those of the data, and stand in the site's entry (``common.FolderParams``).
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pipeline.datasets.common import (
-    LabelColumns,
-    LabelRow,
-    SiteParams,
-    Source,
-    read_cell,
-    read_csv_rows,
-    walk_files,
-)
-from pipeline.dicom import deidentify, headers, pixels
+from pipeline.datasets.common import CsvLabels, FolderParams, LabelRow, Source, read_label_tables, walk_files
+from pipeline.datasets.common import label_target as label_target
+from pipeline.datasets.common import terms as terms
+from pipeline.dicom import headers, pixels
 from pipeline.imaging.intensity import ModalityImage
 
 
-class Labels(LabelColumns):
-    """The label file; ``prefix`` is cut off the paths in it where they do not start at ``root``."""
-
-    key: Literal["file", "sop_instance_uid", "study_instance_uid", "patient_id"]
-    key_column: str
-    prefix: str = ""
-
-
-class Params(SiteParams):
+class Params(FolderParams):
     """A site's entry under ``sites`` for this adapter."""
 
     adapter: Literal["dicom_folder"]
-    labels: Labels
+    labels: CsvLabels
 
 
 def list_sources(site: Params, base: Path) -> Iterator[Source]:
@@ -60,26 +47,15 @@ def read_images(content: bytes, frames: Sequence[int], policy: headers.IngestPar
 
 
 def read_labels(site: Params, base: Path) -> Iterator[LabelRow]:
-    """The rows of the CSV."""
-    labels = site.labels
-    for row in read_csv_rows(base / labels.file, [labels.key_column, *labels.columns.values()]):
-        cells = {finding: read_cell(row[column], labels) for finding, column in labels.columns.items()}
-        yield LabelRow(
-            row[labels.key_column].removeprefix(labels.prefix),
-            {finding: label for finding, (label, _) in cells.items()},
-            tuple(sorted({issue for _, issue in cells.values() if issue})),
-        )
+    """The rows of the CSV, or of several."""
+    yield from read_label_tables(site.labels, base)
 
 
-def label_target(site: Params, site_name: str, key: bytes, target: str) -> tuple[str, str]:
-    """The column of ``Instances`` that a label row is about, and the pseudonym to look for there."""
-    issuer = site.issuer or site_name
-    match site.labels.key:
-        case "file":
-            return "source_id", deidentify.pseudonym(key, "source", site_name, target)
-        case "sop_instance_uid":
-            return "image_id", deidentify.pseudonym(key, "image", target, "0")
-        case "study_instance_uid":
-            return "study_id", deidentify.pseudonym(key, "study", target)
-        case "patient_id":
-            return "patient_id", deidentify.pseudonym(key, "patient", issuer, target)
+def recognise(folder: Path) -> dict[str, Any] | None:
+    """A tree in which a file of the first hundred has the DICOM prefix (PS3.10 7.1)."""
+    for source in islice(walk_files(folder), 100):
+        if not source.obstacle:
+            with source.path.open("rb") as file:
+                if file.read(132)[128:] == b"DICM":
+                    return {"adapter": "dicom_folder", "root": "."}
+    return None

@@ -6,10 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from pipeline.datasets.common import LabelRow, SiteParams, Source
+from pipeline.datasets.common import LabelRow, SiteParams, Source, Terms
 from pipeline.dicom.headers import Description, IngestParams
 from pipeline.imaging.intensity import ModalityImage
-from pipeline.params import ParamsError, parse, read_params_file, section_of
+from pipeline.key import NEVER, PrivacyParams
+from pipeline.params import ParamsError, load_params, parse, read_params_file, section_of
 
 
 class Adapter(Protocol):
@@ -31,8 +32,18 @@ class Adapter(Protocol):
     def read_labels(self, site: Any, base: Path) -> Iterator[LabelRow]:
         """The rows of the label file."""
 
-    def label_target(self, site: Any, site_name: str, key: bytes, target: str) -> tuple[str, str]:
-        """Which column of ``Instances`` a label row names, and its pseudonym."""
+    def label_target(self, site: Any, site_name: str, key: bytes, row: LabelRow) -> tuple[str, str]:
+        """Which column of ``Instances`` a label row names, and its pseudonym; ``common.label_target`` for most."""
+
+    def terms(self, site: Any) -> Terms:
+        """What the data may be used for."""
+
+    def recognise(self, folder: Path) -> dict[str, Any] | None:
+        """A proposal for the site's entry, paths relative to ``folder``, where the folder is in this layout.
+
+        Looks at some names and CSV headers, opens nothing else but to tell DICOM from other files; None where the
+        layout is another. What cannot be known (which column is a finding) is left out.
+        """
 
 
 def adapter_names() -> list[str]:
@@ -65,3 +76,18 @@ def load_site(name: str, params_path: Path) -> tuple[Adapter, Any]:
         raise ParamsError(f"{where}.adapter: required, but missing; known: {', '.join(adapter_names())}")
     adapter = load_adapter(str(raw["adapter"]))
     return adapter, parse(adapter.Params, raw, where)
+
+
+def check_remote(site_name: str, terms: Terms, params_path: Path) -> None:
+    """Hold what may not be redistributed back from DVC's remotes.
+
+    Raises:
+        ParamsError: ``privacy.remote`` lets rows and pixels be pushed, which the site's terms forbid.
+    """
+    remote = load_params(PrivacyParams, "privacy", params_path).remote
+    if remote != NEVER and not terms.redistribution:
+        raise ParamsError(
+            f"privacy.remote: must be {NEVER}, because the terms of site {site_name} "
+            f"({terms.licence or 'no licence stated'}) forbid redistribution; got {remote or 'null (the default)'}. "
+            f"Write remote: {NEVER}, or, if the data is yours to share, redistribution: true in the site's entry"
+        )

@@ -115,7 +115,7 @@ def main() -> None:
         raise PipelineError(f"nothing to predict: {len(folders)} models, {len(tested)} images that select or test")
     # Labels join last: nothing above has seen one.
     labels = read_tables(Labels, [args.labels / site / "labels.parquet" for site in params.sites])
-    predictions = pd.concat(frames).merge(labels, on=["image_id", "finding"], how="left")
+    predictions = pd.concat(frames).merge(labels.drop(columns="status"), on=["image_id", "finding"], how="left")
     write_table(Predictions, predictions, args.out / "predictions.parquet")
     columns = [name for name in Runs.columns if name != "model_sha256"]
     runs = [{**{name: card[name] for name in columns}, "model_sha256": card["file_sha256"]} for card in cards]

@@ -44,7 +44,7 @@ def test_clean(ingested):
 
 
 def test_each_flaw_is_counted(ingested):
-    ingested.label("north", {"a": "maybe", "b": "-1", "c": "", "nobody": 1}, extra="d,1\nd,1\na,1\n")
+    ingested.label("north", {"a": "maybe", "b": "-1", "c": "", "nobody": 1}, extra="d,1\nd,1\na,1\nc,1\nc,0\n")
     labels, issues = run(ingested)
     assert values(labels) == ["1", "1", "null", "null"]
     assert issues == {"unknown_value": 1, "uncertain_value": 1, "unknown_image": 1, "duplicate_row": 1,
