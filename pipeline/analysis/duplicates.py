@@ -50,19 +50,22 @@ def aligned_correlation(first: Image, second: Image) -> float | None:
         second: (H, W).
 
     Returns:
-        The higher of the two; None where neither is defined (a constant image).
+        The higher of the two; None where it is undefined (a constant image).
     """
     rows, columns = (min(first.shape[axis], second.shape[axis]) for axis in (0, 1))
     a, b = (np.ascontiguousarray(image[:rows, :columns], np.float32) for image in (first, second))
-    found = [_correlation(a, b)]
-    (x, y), _ = cv2.phaseCorrelate(a, b)
+    as_they_lie = _correlation(a, b)
+    if as_they_lie is None or min(rows, columns) < 2:
+        return as_they_lie
+    # Without a window the edges, which do not move, outweigh a smooth picture.
+    (x, y), _ = cv2.phaseCorrelate(a, b, cv2.createHanningWindow((columns, rows), cv2.CV_32F))
     down, right = int(np.ceil(abs(y))), int(np.ceil(abs(x)))
-    if (rows - down) * (columns - right) >= _MIN_OVERLAP * max(first.size, second.size) and (down or right):
-        # Back by (x, y); what came in over an edge is cut off at both.
-        moved = cv2.warpAffine(b, np.array([[1, 0, -x], [0, 1, -y]]), (columns, rows), flags=cv2.INTER_LINEAR)
-        inside = (slice(down, rows - down), slice(right, columns - right))
-        found.append(_correlation(a[inside], moved[inside]))
-    return max((value for value in found if value is not None), default=None)
+    inside = (slice(down, rows - down), slice(right, columns - right))  # cuts off what came in over an edge
+    if a[inside].size < _MIN_OVERLAP * max(first.size, second.size):
+        return as_they_lie
+    moved = cv2.warpAffine(b, np.array([[1, 0, -x], [0, 1, -y]]), (columns, rows), flags=cv2.INTER_LINEAR)
+    aligned = _correlation(a[inside], moved[inside])
+    return as_they_lie if aligned is None else max(as_they_lie, aligned)
 
 
 def find_duplicates(
