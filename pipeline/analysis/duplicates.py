@@ -1,7 +1,7 @@
 """Near-duplicates: a perceptual hash nominates pairs of images, the correlation of their aligned pixels confirms.
 
 All chest radiographs look alike: of 500,000 pairs of two patients' radiographs, 228 have hashes within 8 bits, and
-none correlates above 0.95. So the hash alone says nothing.
+none correlates above 0.95 once aligned. So the hash alone says nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ _EDGE = 32
 # Before any alignment, at 32 x 32: a shift by 0.8 % of the edge leaves at least this (300 radiographs and 100 CT
 # slices). It spares nine in ten of the nominated pairs the full comparison.
 _COARSE = 0.93
-_MIN_OVERLAP = 0.5  # of the area: two corners of different pictures may well agree
+_MIN_OVERLAP = 0.8  # of the area: two corners of different pictures may well agree
 _ROWS, _COLUMNS = 64, 16384  # one block of distances lies in the processor's cache
 
 
@@ -50,19 +50,24 @@ def aligned_correlation(first: Image, second: Image) -> float | None:
         second: (H, W).
 
     Returns:
-        The higher of the two; None where neither is defined (a constant image).
+        The higher of the two; None where it is undefined (a constant image).
     """
     rows, columns = (min(first.shape[axis], second.shape[axis]) for axis in (0, 1))
     a, b = (np.ascontiguousarray(image[:rows, :columns], np.float32) for image in (first, second))
-    found = [_correlation(a, b)]
-    (x, y), _ = cv2.phaseCorrelate(a, b)
+    as_they_lie = _correlation(a, b)
+    if as_they_lie is None or min(rows, columns) < 2:
+        return as_they_lie
+    # Without a window the edges, which do not move, outweigh a smooth picture. OpenCV multiplies it into the arrays
+    # that it is given, hence arrays of their own.
+    window = cv2.createHanningWindow((columns, rows), cv2.CV_32F)
+    (x, y), _ = cv2.phaseCorrelate(a - a.mean(), b - b.mean(), window)
     down, right = int(np.ceil(abs(y))), int(np.ceil(abs(x)))
-    if (rows - down) * (columns - right) >= _MIN_OVERLAP * max(first.size, second.size) and (down or right):
-        # Back by (x, y); what came in over an edge is cut off at both.
-        moved = cv2.warpAffine(b, np.array([[1, 0, -x], [0, 1, -y]]), (columns, rows), flags=cv2.INTER_LINEAR)
-        inside = (slice(down, rows - down), slice(right, columns - right))
-        found.append(_correlation(a[inside], moved[inside]))
-    return max((value for value in found if value is not None), default=None)
+    inside = (slice(down, rows - down), slice(right, columns - right))  # cuts off what came in over an edge
+    if a[inside].size < _MIN_OVERLAP * max(first.size, second.size):
+        return as_they_lie
+    moved = cv2.warpAffine(b, np.array([[1, 0, -x], [0, 1, -y]]), (columns, rows), flags=cv2.INTER_LINEAR)
+    aligned = _correlation(a[inside], moved[inside])
+    return as_they_lie if aligned is None else max(as_they_lie, aligned)
 
 
 def find_duplicates(

@@ -185,7 +185,8 @@ def main() -> None:
     keep = usable(splits, labels)
     unlabelled = made[made["image_id"].isin(splits.loc[~keep, "image_id"])]
     splits = splits[keep].reset_index(drop=True)
-    excluded = excluded_files(made, splits, assigned.left_out | without_label(unlabelled, labels))
+    lost = assigned.left_out | without_label(unlabelled, labels)
+    excluded = excluded_files(made, splits, lost)
     exclusions = pd.concat([earlier, excluded], ignore_index=True)
     num_files = {
         site: instances.loc[instances["site"] == site, "source_id"].nunique()
@@ -209,10 +210,8 @@ def main() -> None:
     write_ledger(args.ledger, key, assigned.ledger)  # last: a run that was refused gives nobody a side
     new = len(assigned.ledger) - len(ledger)
     print(f"{args.ledger.name}: {len(ledger)} patients known, {new} new" + ("; commit it" if new else ""))
-    left_out = {reason: len(images) for reason, images in assigned.left_out.items()} | {
-        "missing_label": len(unlabelled)
-    }
-    print("images left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
+    told = [f"{len(rows)} {reason}" for reason, rows in lost.items() if len(rows)]
+    print(f"images left out: {', '.join(told) or 'none'}")
     print(splits.groupby(["site", "split"])["image_id"].count().to_string())
 
 
