@@ -204,6 +204,8 @@ def find_outliers(
             reference = _unit_length(np.median(units[home], axis=0)[None])[0]
             scores["inverted"][away] = np.fmin(scores["inverted"][away], units[away] @ reference)
 
+    # The order in which threads add shows in the last digits, and is no part of a result.
+    scores = {kind: np.round(values, 6) for kind, values in scores.items()}
     found = {
         kind: scores[kind] < limits[kind] if kind in ("blank", "inverted") else scores[kind] > limits[kind]
         for kind in OUTLIER_KINDS
