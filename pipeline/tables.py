@@ -461,6 +461,21 @@ class Outliers(Table):
     vocabulary: ClassVar = {"kind": frozenset(OUTLIER_KINDS)}
 
 
+class QualityScores(Table):
+    """The scores of every image that is used, by kind of outlier as in ``Outliers``; null where it was not judged.
+
+    With a row an image it also tells `withdraw` whose pixels the sheets and histograms beside it were made from.
+    """
+
+    columns: ClassVar = {
+        "image_id": pa.string(),
+        "site": pa.string(),
+        **{kind: pa.float64() for kind in OUTLIER_KINDS},
+    }
+    key: ClassVar = ("image_id",)
+    required: ClassVar = ("site",)
+
+
 class OutlierCounts(Table):
     """How many of a site's images could be judged and how many stand out; the rest had too few kin to tell."""
 

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import Field
 
 from pipeline.params import StrictParams
-from pipeline.tables import OUTLIER_KINDS, GreyHistograms, OutlierCounts, Outliers, make_table
+from pipeline.tables import OUTLIER_KINDS, GreyHistograms, OutlierCounts, Outliers, QualityScores, make_table
 
 Floats = npt.NDArray[np.float64]
 
@@ -144,7 +144,7 @@ class _Kin:
 
 def find_outliers(
     facts: pd.DataFrame, summaries: Summaries, params: QualityParams
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Images that a person should look at, each under the first kind that applies.
 
     An image is compared with its kin, or with its whole site where its kin are fewer than ``min_kin``; where the
@@ -157,7 +157,7 @@ def find_outliers(
         params: the section.
 
     Returns:
-        ``tables.Outliers`` and ``tables.OutlierCounts``.
+        ``tables.Outliers``, ``tables.OutlierCounts`` and ``tables.QualityScores``.
     """
     scores = {kind: np.full(len(facts), np.nan) for kind in OUTLIER_KINDS}
     limits = {
@@ -204,6 +204,8 @@ def find_outliers(
             reference = _unit_length(np.median(units[home], axis=0)[None])[0]
             scores["inverted"][away] = np.fmin(scores["inverted"][away], units[away] @ reference)
 
+    # The order in which threads add shows in the last digits, and is no part of a result.
+    scores = {kind: np.round(values, 6) for kind, values in scores.items()}
     found = {
         kind: scores[kind] < limits[kind] if kind in ("blank", "inverted") else scores[kind] > limits[kind]
         for kind in OUTLIER_KINDS
@@ -221,7 +223,8 @@ def find_outliers(
             judged, out = int((here & np.isfinite(scores[kind])).sum()), int((here & first).sum())
             row = {"num_images": int(here.sum()), "num_judged": judged, "num_outliers": out}
             counts.append({"site": name, "kind": kind, **row})
-    return make_table(Outliers, rows), make_table(OutlierCounts, counts)
+    table = pd.DataFrame({"image_id": facts["image_id"], "site": facts["site"], **scores})
+    return make_table(Outliers, rows), make_table(OutlierCounts, counts), make_table(QualityScores, table)
 
 
 def _unit_length(rows: npt.NDArray[Any]) -> Floats:

@@ -54,7 +54,8 @@ def suppressed(rows: Iterable[Row], min_cell: int) -> set[tuple[str, str, str, s
     """Keys of Table 1 whose counts and shares are not told.
 
     A level of too few patients (primary), and the next smallest ones of its variable (complementary) until two or
-    more are hidden and hold ``min_cell`` patients together: what is left of the total then fits several counts.
+    more are hidden and hold ``min_cell`` patients together, more than one each: what is left of the total then fits
+    several counts.
     A column of too few patients is hidden as a whole, zeros too: they would say what all of its patients are.
     """
     variables: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
@@ -71,7 +72,7 @@ def suppressed(rows: Iterable[Row], min_cell: int) -> set[tuple[str, str, str, s
         told = sorted((row for row in levels if row["num_patients"]), key=itemgetter("num_patients", "level"))
         taken = [row for row in told if is_small(row["num_patients"], min_cell)]
         while taken and len(taken) < len(told):
-            if len(taken) > 1 and sum(row["num_patients"] for row in taken) >= min_cell:
+            if sum(row["num_patients"] for row in taken) >= max(min_cell, len(taken) + 1) and len(taken) > 1:
                 break
             taken.append(told[len(taken)])
         hidden |= {(site, split, variable, row["level"]) for row in taken}

@@ -406,14 +406,16 @@ def _flow_count(row: Row, min_cell: int) -> tuple[float, str]:
 
 def histograms(study: Study) -> Figure:
     """Share of pixels by grey value, all sites in one panel: home in solid lines, elsewhere in dashes."""
+    per_row = 4
+    lines = -(-len(study.sites) // per_row)
     sheet = _Sheet(
         10.4,
-        3.9,
+        3.85 + 0.2 * lines,
         "Grey values",
         "Share of pixels by stored grey, without padding, on a logarithmic scale. Solid: home. Dashed: elsewhere.",
         study.not_imagenet,
     )
-    axes = sheet.axes(0.85, 0.15, 7.1, 3.15)
+    axes = sheet.axes(0.85, 0.15, 9.3, 3.15)
     for number, site in enumerate(study.sites):
         rows = [row for _, row in study.rows("histograms", site=site)]
         dashes = "-" if site in study.sources else ((0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1, 1, 1)))[number % 3]
@@ -423,7 +425,7 @@ def histograms(study: Study) -> Figure:
     axes.set(xlabel="Grey (0 black, 1 white)", ylabel="Share of pixels per bin (%)", xlim=(0, 1), yscale="log")
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.grid()
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, handlelength=3.2)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.15), ncols=per_row, borderaxespad=0, handlelength=3.2)
     return sheet.figure
 
 

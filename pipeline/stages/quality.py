@@ -20,6 +20,7 @@ from pipeline.tables import (
     Labels,
     OutlierCounts,
     Outliers,
+    QualityScores,
     Splits,
     TableOne,
     read_table,
@@ -75,12 +76,13 @@ def main() -> None:
         rows = index.set_index("image_id").loc[tiles, "array_index"].to_numpy(np.int64)
         sheet = quality.contact_sheet(store.shown(rows))
         (args.out / "sheets" / f"{site}.png").write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
-    outliers, counts = quality.find_outliers(
+    outliers, counts, scores = quality.find_outliers(
         pd.concat(facts, ignore_index=True), quality.together(summaries.values()), params
     )
     described = table_one.describe(used, labels)
     write_table(GreyHistograms, quality.grey_histograms(summaries), args.out / "histograms.parquet")
     write_table(Outliers, outliers, args.out / "outliers.parquet")
+    write_table(QualityScores, scores, args.out / "scores.parquet")
     write_table(OutlierCounts, counts, args.out / "outlier_counts.parquet")
     write_table(TableOne, table_one.table_one(described), args.out / "table_one.parquet")
     write_table(Balance, table_one.balance(described), args.out / "balance.parquet")

@@ -55,7 +55,7 @@ def summarise(images: list[np.ndarray]) -> quality.Summaries:
 def facts(num: int, site: str = "north", role: str = "source", **changes: object) -> pd.DataFrame:
     values = {"modality": "dx", "body_part": "chest", "view_position": None, **changes}
     frame = pd.DataFrame({"image_id": [f"{site}{n:04d}" for n in range(num)], "site": site, "role": role, **values})
-    return frame.convert_dtypes()
+    return frame.convert_dtypes().astype({"image_id": "string"})
 
 
 def kinds(outliers: pd.DataFrame) -> dict[str, str]:
@@ -71,7 +71,7 @@ class TestOutliers:
         images[64] = upper_half(images[64])
         images[99] = slice_of_a_trunk()
         images[100] = np.ascontiguousarray(np.rot90(images[100]))
-        outliers, counts = quality.find_outliers(facts(120), summarise(images), PARAMS)
+        outliers, counts, _ = quality.find_outliers(facts(120), summarise(images), PARAMS)
         assert kinds(outliers) == {
             "north0007": "inverted",
             "north0030": "blank",
@@ -87,7 +87,7 @@ class TestOutliers:
         assert dict(told["num_judged"]) == {"blank": 120, "inverted": 118, "cropped": 118, "unusual": 118}
 
     def test_sound_images_are_left_alone(self):
-        found, _ = quality.find_outliers(facts(200), summarise([radiograph(n) for n in range(200)]), PARAMS)
+        found, _, _ = quality.find_outliers(facts(200), summarise([radiograph(n) for n in range(200)]), PARAMS)
         assert len(found) <= 2  # phantoms vary; measured: 1 in 100 or fewer
 
     def test_a_slice_that_calls_itself_ct_is_compared_with_its_site(self):
@@ -100,38 +100,38 @@ class TestOutliers:
         slices = list(np.clip(slice_of_a_trunk() + noise, 0, 255).astype(np.uint8))
         rows = pd.concat([facts(60), facts(40, modality="ct").assign(image_id=[f"ct{n}" for n in range(40)])])
         images = [*(radiograph(n) for n in range(60)), *slices]
-        found, counts = quality.find_outliers(rows.reset_index(drop=True), summarise(images), PARAMS)
+        found, counts, _ = quality.find_outliers(rows.reset_index(drop=True), summarise(images), PARAMS)
         assert not [name for name in found["image_id"] if name.startswith("ct")]
         assert (counts["num_judged"] == 100).all()
 
     def test_a_site_inverted_as_a_whole_is_seen_from_the_source(self):
         rows = pd.concat([facts(50), facts(50, site="east", role="target")], ignore_index=True)
         images = [radiograph(n) for n in range(50)] + [255 - radiograph(n) for n in range(50, 100)]
-        found, _ = quality.find_outliers(rows, summarise(images), PARAMS)
+        found, _, _ = quality.find_outliers(rows, summarise(images), PARAMS)
         assert set(found.loc[found["kind"] == "inverted", "site"]) == {"east"}
         assert (found["kind"] == "inverted").sum() == 50
 
     def test_too_few_kin_are_not_judged_but_counted(self):
         images = [255 - radiograph(0), np.zeros((PX, PX), np.uint8), *(radiograph(n) for n in range(2, 12))]
-        found, counts = quality.find_outliers(facts(12), summarise(images), PARAMS)
+        found, counts, _ = quality.find_outliers(facts(12), summarise(images), PARAMS)
         assert kinds(found) == {"north0001": "blank"}
         assert dict(counts.set_index("kind")["num_judged"]) == {"blank": 12, "inverted": 0, "cropped": 0, "unusual": 0}
 
     def test_the_same_image_throughout_has_no_distance(self):
-        found, counts = quality.find_outliers(facts(40), summarise([radiograph(1)] * 40), PARAMS)
+        found, counts, _ = quality.find_outliers(facts(40), summarise([radiograph(1)] * 40), PARAMS)
         assert found.empty
         assert dict(counts.set_index("kind")["num_judged"])["unusual"] == 0
 
     def test_no_image_at_all(self):
-        found, counts = quality.find_outliers(facts(0), quality.summarise([]), PARAMS)
+        found, counts, _ = quality.find_outliers(facts(0), quality.summarise([]), PARAMS)
         assert found.empty
         assert counts.empty
 
     def test_order_does_not_matter(self):
         images = [radiograph(n) for n in range(60)]
         images[3] = slice_of_a_trunk()
-        one, _ = quality.find_outliers(facts(60), summarise(images), PARAMS)
-        other, _ = quality.find_outliers(facts(60)[::-1].reset_index(drop=True), summarise(images[::-1]), PARAMS)
+        one, _, _ = quality.find_outliers(facts(60), summarise(images), PARAMS)
+        other, _, _ = quality.find_outliers(facts(60)[::-1].reset_index(drop=True), summarise(images[::-1]), PARAMS)
         assert kinds(one) == kinds(other)
         np.testing.assert_allclose(one["score"], other["score"], rtol=1e-5)
 
@@ -216,5 +216,7 @@ class TestSheet:
 
 
 def test_kinds_have_scores_and_limits():
-    _, counts = quality.find_outliers(facts(40), summarise([radiograph(n) for n in range(40)]), PARAMS)
+    _, counts, scores = quality.find_outliers(facts(40), summarise([radiograph(n) for n in range(40)]), PARAMS)
     assert set(counts["kind"]) == set(OUTLIER_KINDS)
+    assert scores[list(OUTLIER_KINDS)].notna().all().all()
+    assert len(scores) == 40

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from end_to_end.project import BACKBONE, Project, site
 
-JOINT = ["split", "gather", "predict", "evaluate", "report"]
+JOINT = ["split", "gather", "quality", "predict", "evaluate", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_second_run_does_nothing(project):
 
 def test_a_forced_rerun_leaves_the_lock_files_as_they_are(project):
     locks = project.locks()
-    assert len(project.repro("--force")) == 16
+    assert len(project.repro("--force")) == 17
     assert project.locks() == locks
 
 

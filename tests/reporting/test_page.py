@@ -285,7 +285,7 @@ class TestSmallCells:
         counts = [int(a["value"]) for a, _ in told if a["value"] and a["data-column"] != "num_parameters"]
         assert not [count for count in counts if 0 < count < 11]
 
-    @given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(2, 12))
+    @given(st.lists(st.integers(0, 8), min_size=1, max_size=4), st.integers(2, 6))
     def test_subtraction_finds_no_small_level(self, levels: list[int], min_cell: int):
         def row(variable: str, level: str, number: int) -> dict[str, object]:
             return {"site": "north", "split": "train", "variable": variable, "level": level, "num_patients": number}
@@ -302,7 +302,8 @@ class TestSmallCells:
         left = total - sum(number for at, number in enumerate(levels) if at not in hidden)
         choices = product(*(range(1, left + 1) for _ in hidden))  # a hidden level is not 0: those are told
         possible = [dict(zip(sorted(hidden), choice, strict=True)) for choice in choices if sum(choice) == left]
-        assert all(len({fit[at] for fit in possible}) > 1 for at in small)
+        if max(levels) > 1:  # else the total alone says that each level has one, or none
+            assert all(len({fit[at] for fit in possible}) > 1 for at in small)
 
     def test_a_small_column_tells_no_zero(self):
         rows = [
@@ -348,14 +349,17 @@ class TestQuality:
         assert [row["image_id"] for row in suspects] == ["i41", "i40", *(f"i{n}" for n in range(39, 17, -1))]
 
     def test_without_pictures_no_image_is_named(self, study: Study):
-        made = section(html.page(study, html.draw(study, {})), "quality")
+        made = section(html.page(study, {}), "quality")
         assert study.suspects[0]["image_id"] not in made
         assert 'data-table="outlier_counts"' in made
 
-    def test_nothing_stands_out(self):
+    def test_nothing_stands_out(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(figures, "to_png", lambda *_: PIXEL)
         names = ("outliers", "outlier_counts", "histograms", "balance", "table_one")
         study = fabricated.study(frames={name: fabricated.study().frames[name].head(0) for name in names})
-        made = html.page(study, html.draw(study, {}))
+        drawn = html.draw(study, {})
+        assert not {"histograms", "suspects"} & set(drawn)
+        made = html.page(study, drawn)
         assert read(made).faults == []
         assert untraced(read(made), study.frames) == []
 
