@@ -2,11 +2,14 @@
 
 import io
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+
+from pipeline.imaging.intensity import ModalityImage
 
 PATIENT = "ZEBRAFELD^QUINTESSA"
 NUMBER = "ID-7391846-X"
@@ -70,3 +73,12 @@ def table(entries: np.ndarray, first: int, bits: int, signed: bool = False) -> D
     item.add_new("LUTData", "OW", np.asarray(entries, dtype="<u2").tobytes())
     item.ModalityLUTType = "US"
     return item
+
+
+def spread(found: ModalityImage) -> ModalityImage:
+    """An image pixel by pixel, its padding None where no pixel is."""
+    if found.index is None:
+        return found
+    padding = None if found.padding is None else found.padding[found.index]
+    padding = padding if padding is not None and padding.any() else None
+    return replace(found, values=found.values[found.index], padding=padding, index=None)

@@ -215,4 +215,5 @@ def read_raster(content: bytes, frames: Sequence[int], policy: IngestParams) -> 
         raise Refusal("decode_error", f"not a readable {header.format.upper()}")
     if image.shape != (header.rows, header.columns) or image.dtype != (np.uint16 if header.bits == 16 else np.uint8):
         raise Refusal("pixel_header_mismatch", "the decoded shape or depth is not the header's")
-    yield ModalityImage(image.astype(np.float32), Range(0.0, float(2**header.bits - 1)), inverted=False)
+    values = np.arange(2**header.bits, dtype=np.float32)
+    yield ModalityImage(values, Range(0.0, float(values[-1])), inverted=False, index=image)

@@ -28,8 +28,8 @@ def count(rows, pairs=(), overlaps=()):
         for a, b in pairs
     ])  # fmt: skip
     known = known.reset_index(drop=True)
-    instances = known[["image_id", "patient_id", "site", "study_id", "source_hmac"]]
-    table = leakage(known.loc[known["split"] != "", COLUMNS[:4]], instances, known[["image_id", "pixels_sha256"]],
+    instances = known[["image_id", "patient_id", "site", "source_hmac"]]
+    table = leakage(known.loc[known["split"] != "", COLUMNS[:5]], instances, known[["image_id", "pixels_sha256"]],
                     duplicates, overlaps, PARAMS)  # fmt: skip
     return dict(zip(table["check"], table["count"], strict=True)), table.set_index("check")
 

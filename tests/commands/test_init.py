@@ -145,7 +145,7 @@ def test_from_two_folders_to_a_split(checkout, monkeypatch, capsys):
         assert read_table(Labels, out / f"labels/{site}/labels.parquet")["label"].notna().sum() == 24
         assert len(read_table(LabelIssues, out / f"labels/{site}/issues.parquet")) == 0
     places = {"ingest": out / "ingest", "images": out / "preprocess", "labels": out / "labels"}
-    tiny.call(monkeypatch, split, params=params, **places, out=out / "split")
+    tiny.call(monkeypatch, split, params=params, **places, ledger=out / "splits.csv", out=out / "split")
 
 
 def test_what_is_not_known_is_marked(checkout, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+from minimal import spread
 from stages.study import Study
 
 from pipeline.datasets.inventory import identify
@@ -68,7 +69,7 @@ def run(
     refused = dict(zip(exclusions["source_id"].map(names), exclusions["reason"], strict=True))
     for row in instances.to_dict("records"):
         (image,) = adapter.read_images(sources[row["source_id"]].path.read_bytes(), [0], IngestParams())
-        assert image.values.shape == (row["rows"], row["columns"])
+        assert spread(image).values.shape == (row["rows"], row["columns"])
     rows = [
         {name: None if pd.isna(value) else value for name, value in row.items()} for row in instances.to_dict("records")
     ]

@@ -6,6 +6,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from minimal import spread
 
 from pipeline.assignment import assign
 from pipeline.datasets import chestxray14 as adapter
@@ -97,7 +98,7 @@ def test_no_patient_is_refused():
 def test_grey_values_as_they_stand(channels):
     image = GREY if channels == 1 else np.dstack([GREY] * 3 + [np.full_like(GREY, 255)] * (channels - 3))
     (read,) = adapter.read_images(png(image), [0], IngestParams())
-    np.testing.assert_array_equal(read.values, GREY)
+    np.testing.assert_array_equal(spread(read).values, GREY)
     with pytest.raises(Refusal):
         list(adapter.read_images(png(image), [1], IngestParams()))
 
@@ -128,7 +129,7 @@ def test_real_views_and_the_patients_they_share(shared):
         ]
     import pandas as pd
 
-    instances = pd.DataFrame(rows)
+    instances = pd.DataFrame(rows).assign(study_id="s")
     params = SplitParams(seed=1, source=["pa"], target=["ap"])
     nothing = [make_table(table, []) for table in (Labels, Duplicates, Ledger)]
     assigned = assign(instances, *nothing, params)

@@ -2,7 +2,6 @@
 
 import logging
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from minimal import content, dataset, table
+from minimal import content, dataset, spread, table
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space
@@ -37,15 +36,6 @@ UNSIGNED = np.array([[0, 1, 2048], [3000, 4094, 4095]], dtype=np.uint16)
 def read(made, keyword="PixelData"):
     parsed = parse_structure(content(made), 2**30)
     return parsed, read_layout(parsed, keyword, max_pixels=2**28)
-
-
-def spread(found):
-    """An image pixel by pixel, its padding None where no pixel is."""
-    if found.index is None:
-        return found
-    padding = None if found.padding is None else found.padding[found.index]
-    padding = padding if padding is not None and padding.any() else None
-    return replace(found, values=found.values[found.index], padding=padding, index=None)
 
 
 def image(made, frame=0):
