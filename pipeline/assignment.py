@@ -106,7 +106,7 @@ def grow(ledger: pd.DataFrame, seen: pd.DataFrame, duplicates: pd.DataFrame, par
     that lags furthest behind its share of the stratum.
     """
     sides = dict(zip(ledger["patient_id"], ledger["side"], strict=True))
-    strange = seen[~seen["patient_id"].isin(ledger["patient_id"])]
+    strange = seen[~seen["patient_id"].isin(sides.keys())]
     order = sorted(
         (site not in params.pool, uniform(params.seed, "split", patient), patient, (site, stratum))
         for patient, site, stratum in strange[["patient_id", "site", "stratum"]].itertuples(index=False)
