@@ -46,7 +46,7 @@ def assign(
     Args:
         instances: image_id, source_id, patient_id, site.
         labels: image_id, finding, label; the target sites' are not looked at.
-        duplicates: image_id, duplicate_of, patient_id, duplicate_patient_id.
+        duplicates: image_id, duplicate_of, patient_id, duplicate_patient_id, correlation.
         ledger: as ``tables.Ledger``.
         params: the section.
     """
@@ -59,10 +59,16 @@ def assign(
     split_of = {(site, side): params.split_of(site, side) for site in params.sites for side in SIDES}
     found["split"] = list(map(split_of.get, zip(found["site"], found["patient_id"].map(sides), strict=True)))
     kept = found
+    # Equal pixels are one picture: whichever image of it stands in a pair, it speaks for all.
+    equal = duplicates[duplicates["correlation"] == 1.0]
+    copies = {name: f"={group}" for name, group in connected(equal["image_id"], equal["duplicate_of"]).items()}
+    ends = [duplicates[name].map(lambda image: copies.get(image, image)) for name in ("image_id", "duplicate_of")]
     # Targets go first: so a picture of theirs cannot link two of the source's and change what is trained on.
     for column, precedence in (("role", ("source", "target")), ("split", _PRECEDENCE)):
-        pairs = duplicates[duplicates[["image_id", "duplicate_of"]].isin(set(kept["image_id"])).all(axis=1)]
-        shown = kept["image_id"].map(connected(pairs["image_id"], pairs["duplicate_of"]))
+        pictures = kept["image_id"].map(lambda image: copies.get(image, image))
+        here = set(pictures)
+        both = ends[0].isin(here) & ends[1].isin(here)
+        shown = pictures.map(connected(ends[0][both], ends[1][both]))
         rank = kept[column].map(precedence.index)
         kept = kept[~(rank > rank.groupby(shown).transform("min"))]
     wanted = ["image_id", "source_id", "site"]
@@ -106,7 +112,7 @@ def grow(ledger: pd.DataFrame, seen: pd.DataFrame, duplicates: pd.DataFrame, par
     that lags furthest behind its share of the stratum.
     """
     sides = dict(zip(ledger["patient_id"], ledger["side"], strict=True))
-    strange = seen[~seen["patient_id"].isin(ledger["patient_id"])]
+    strange = seen[~seen["patient_id"].isin(sides.keys())]
     order = sorted(
         (site not in params.pool, uniform(params.seed, "split", patient), patient, (site, stratum))
         for patient, site, stratum in strange[["patient_id", "site", "stratum"]].itertuples(index=False)

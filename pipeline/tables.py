@@ -723,6 +723,11 @@ def read_tables(table: type[Table], paths: Iterable[Path]) -> pd.DataFrame:
     return make_table(table, pd.concat(frames, ignore_index=True) if frames else [])
 
 
+def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """With texts as Python objects: in pandas 3.1 ``isin`` of 400,000 Arrow strings takes 10 s, of objects 0.1 s."""
+    return frame.astype(dict.fromkeys(frame.select_dtypes("string").columns, object))
+
+
 # pandas' own nullable types, but for floats: there null and NaN are one thing, and NumPy's are what the
 # numeric code wants.
 _DTYPES = {

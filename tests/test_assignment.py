@@ -34,13 +34,13 @@ def label_table(entries):
     ])  # fmt: skip
 
 
-def pairs(entries, linked):
+def pairs(entries, linked, correlation=0.995):
     """The links between images that there are, as ``tables.Duplicates``."""
     known = {(min(a, b), max(a, b)) for a, b in linked if a != b and max(a, b) < len(entries)}
     return make_table(Duplicates, [
         {"image_id": f"i{a:03d}", "duplicate_of": f"i{b:03d}", "patient_id": f"p{entries[a][1]}",
          "duplicate_patient_id": f"p{entries[b][1]}", "site": entries[a][0], "duplicate_site": entries[b][0],
-         "same_patient": entries[a][1] == entries[b][1], "hamming": 0, "correlation": 1.0}
+         "same_patient": entries[a][1] == entries[b][1], "hamming": 0, "correlation": correlation}
         for a, b in known
     ])  # fmt: skip
 
@@ -251,6 +251,16 @@ def test_pictures_of_patients_who_are_on_two_sides_already(old, split, left):
     after = dict(zip(assigned.splits["image_id"], assigned.splits["split"], strict=True))
     assert after["i003"] == split
     assert after["i002"] == {"train": "train", "val": "id_val"}[old[0]]
+
+
+def test_equal_pictures_stay_together_when_the_one_that_links_them_goes():
+    """Of n equal images n - 1 pairs are told, all with the first: here a target's, which is left out."""
+    entries = [("east", 9, 0, 0), ("north", 0, 0, 0), ("north", 1, 0, 0)]
+    before = known(p0="train", p1="test", p9="test")
+    equal = pairs(entries, [(0, 1), (0, 2)], correlation=1.0)
+    assigned = assign(frame(entries), label_table(entries), equal, before, PARAMS)
+    assert assigned.splits["image_id"].tolist() == ["i002"]
+    assert assigned.left_out["near_duplicate"]["image_id"].tolist() == ["i000", "i001"]
 
 
 def test_who_is_gone_from_the_data_stays_in_the_ledger_and_counts():

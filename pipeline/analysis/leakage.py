@@ -71,14 +71,14 @@ def leakage(
         ),
         (
             "near_duplicates_across_patients",
-            "pairs of near-duplicate images of two patients, kept on one side",
-            int((~pairs["same_patient"]).sum()),
+            "pairs of near-duplicate images of two patients, of used and unused images",
+            int((~duplicates["same_patient"]).sum()),
             False,
         ),
         (
             "near_duplicates_within_patient",
-            "pairs of near-duplicate images of one patient (they count more than once)",
-            int(pairs["same_patient"].sum()),
+            "pairs of near-duplicate images of one patient, of used and unused images",
+            int(duplicates["same_patient"].sum()),
             False,
         ),
         (

@@ -38,6 +38,7 @@ from pipeline.tables import (
     Splits,
     Terms,
     make_table,
+    plain_text,
     read_table,
     read_tables,
     write_table,
@@ -165,13 +166,13 @@ def main() -> None:
     for parent in (args.ingest, args.images, args.labels):
         cli.prune(parent, params.sites)
     folders = {name: getattr(args, name) for name in ("ingest", "images", "labels")}
-    instances = read_instances([folders["ingest"] / site / "instances.parquet" for site in params.sites])
+    instances = plain_text(read_instances([folders["ingest"] / site / "instances.parquet" for site in params.sites]))
     earlier = read_tables(
         Exclusions,
         [folders[stage] / site / "exclusions.parquet" for site in params.sites for stage in ("ingest", "images")],
     )
-    images = pd.concat([read_table(Images, folders["images"] / site / INDEX_FILE) for site in params.sites])
-    labels = read_tables(Labels, [folders["labels"] / site / "labels.parquet" for site in params.sites])
+    images = plain_text(read_tables(Images, [folders["images"] / site / INDEX_FILE for site in params.sites]))
+    labels = plain_text(read_tables(Labels, [folders["labels"] / site / "labels.parquet" for site in params.sites]))
 
     terms = read_tables(Terms, [folders["labels"] / site / "terms.parquet" for site in params.sites])
     entries = section_of(read_params_file(args.params), "sites", args.params)
@@ -179,9 +180,9 @@ def main() -> None:
     overlaps = overlapping_origins(terms, issuers, params)
 
     made = instances[instances["image_id"].isin(images["image_id"])]
-    duplicates = duplicate_pairs(made, images, folders["images"], params)
+    duplicates = plain_text(duplicate_pairs(made, images, folders["images"], params))
     assigned = assign(made, labels, duplicates, ledger, params)
-    splits = assigned.splits
+    splits = plain_text(assigned.splits)
     keep = usable(splits, labels)
     unlabelled = made[made["image_id"].isin(splits.loc[~keep, "image_id"])]
     splits = splits[keep].reset_index(drop=True)

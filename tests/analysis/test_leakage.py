@@ -64,10 +64,10 @@ def test_a_planted_leak_is_counted(row, check):
         (("i9", "p9", "north", "train", "t9", "h9", "x9"), [("i1", "i9")], "near_duplicates_across_patients", 1),
         (("i9", "p1", "north", "train", "t1", "h9", "x9"), [("i1", "i9"), ("i2", "i9")],
          "near_duplicates_within_patient", 2),
-        (("i9", "p9", "north", "", "t9", "h9", "x9"), [("i1", "i9")], "near_duplicates_across_patients", 0),
+        (("i9", "p9", "north", "", "t9", "h9", "x9"), [("i1", "i9")], "near_duplicates_in_two_splits", 0),
     ],
 )  # fmt: skip
-def test_near_duplicates_of_used_images_are_counted(row, pairs, check, number):
+def test_near_duplicates_are_counted(row, pairs, check, number):
     assert count([*CLEAN, row], pairs)[0][check] == number
 
 

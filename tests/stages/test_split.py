@@ -1,10 +1,26 @@
 """The joint stage: invariants over all sites, and what it refuses."""
 
+from io import BytesIO
+
 import pytest
-from stages.study import NAME, picture
+from pydicom import dcmread
+from stages.study import NAME, SECRETS, picture
 
 from pipeline.errors import PipelineError
-from pipeline.tables import Exclusions, Flow, Images, Instances, Leakage, Manifest, Splits, read_table, read_tables
+from pipeline.key import PUBLIC_KEY, fingerprint
+from pipeline.ledger import read_ledger
+from pipeline.tables import (
+    Duplicates,
+    Exclusions,
+    Flow,
+    Images,
+    Instances,
+    Leakage,
+    Manifest,
+    Splits,
+    read_table,
+    read_tables,
+)
 
 SITES = ("north", "east")
 
@@ -98,6 +114,98 @@ def test_no_label_at_all_is_refused(prepared):
     prepared.label("north", {})
     prepared.labels("north")
     with pytest.raises(PipelineError, match="no labelled image of the source sites"):
+        prepared.split()
+
+
+def test_the_ledger_is_kept_and_a_second_run_changes_no_byte(prepared):
+    prepared.split()
+    ledger = (prepared.folder / "splits.csv").read_bytes()
+    first = prepared.outputs()
+    assert "0 patients known, 64 new; commit it" in prepared.told
+    prepared.split()
+    assert "64 patients known, 0 new" in prepared.told
+    assert (prepared.folder / "splits.csv").read_bytes() == ledger
+    assert prepared.outputs() == first
+    for secret in SECRETS:
+        assert secret.encode() not in ledger
+
+
+def test_a_swap_of_roles_makes_no_tested_patient_train(prepared):
+    tests = {"id_test", "ood_test"}
+    before = read_table(Splits, prepared.split() / "splits.parquet")
+    prepared.params["split"] |= {"source": ["east"], "target": ["north"]}
+    after = read_table(Splits, prepared.split() / "splits.parquet")
+    tested = set(before.loc[before["split"].isin(tests), "patient_id"])
+    assert tested
+    assert set(after.loc[after["patient_id"].isin(tested), "split"]) <= tests
+
+
+def test_each_site_in_turn_is_left_out_with_one_ledger(prepared):
+    ledgers = []
+    for site in SITES:
+        prepared.params["split"] = {"seed": 1, "source": list(SITES), "leave_out": site}
+        splits = read_table(Splits, prepared.split() / "splits.parquet")
+        # All of north's patients are east's too, and serve the source: of north as the target nobody is left.
+        assert set(splits.loc[splits["role"] == "target", "site"]) == {site} - {"north"}
+        ledgers.append((prepared.folder / "splits.csv").read_bytes())
+        (prepared.folder / "splits.csv").unlink()
+    assert ledgers[0] == ledgers[1]
+
+
+def test_a_picture_of_two_patients_stays_on_one_side(prepared):
+    """East's 100 is north's 3 under another number; so is north's 50, who joins after north's 3 was given a side."""
+    prepared.split()
+    sides = read_ledger(prepared.folder / "splits.csv", fingerprint(PUBLIC_KEY)).set_index("patient_id")["side"]
+    pixels = dcmread(BytesIO(picture("north", 3))).PixelData
+    prepared.put("north", f"{NAME}_50.dcm", picture("north", 50, PixelData=pixels))
+    prepared.put("east", "100", picture("east", 100, PixelData=pixels))
+    prepared.label("north", {f"{NAME}_{patient:02d}.dcm": patient % 2 for patient in [*range(24), 50]})
+    prepared.inventory()
+    for site in SITES:
+        prepared.ingest(site)
+        prepared.labels(site)
+        prepared.preprocess(site)
+    out = prepared.split()
+    pairs = read_table(Duplicates, out / "duplicates.parquet")
+    assert len(pairs) == 2  # of three equal images, the first with each other
+    assert not pairs["same_patient"].any()
+    splits = read_table(Splits, out / "splits.parquet")
+    shown = {*pairs["image_id"], *pairs["duplicate_of"]}
+    left = splits[splits["image_id"].isin(shown)]
+    assert set(left["site"]) == {"north"}
+    assert left["split"].nunique() == 1
+    exclusions = read_table(Exclusions, out / "exclusions.parquet")
+    assert (exclusions["reason"] == "near_duplicate").sum() == 3 - len(left)  # north's too where a side was taken
+    leaks = read_table(Leakage, out / "leakage.parquet").set_index("check")
+    assert leaks.loc["near_duplicates_across_patients", "count"] == 2
+    assert (leaks.loc[leaks["must_be_zero"], "count"] == 0).all()
+    again = read_ledger(prepared.folder / "splits.csv", fingerprint(PUBLIC_KEY)).set_index("patient_id")["side"]
+    assert again.to_dict().items() >= sides.to_dict().items()
+
+
+def test_a_refused_run_gives_nobody_a_side(prepared):
+    prepared.label("north", {})
+    prepared.labels("north")
+    with pytest.raises(PipelineError, match="no labelled image"):
+        prepared.split()
+    assert not (prepared.folder / "splits.csv").exists()
+
+
+def test_a_ledger_of_another_key_is_refused(prepared):
+    (prepared.folder / "splits.csv").write_text("# key 0123456789abcdef\npatient_id,site,stratum,side\n")
+    with pytest.raises(PipelineError, match="written under the key 0123456789abcdef"):
+        prepared.split()
+
+
+def test_sites_of_one_collection_need_one_issuer(prepared):
+    for site in SITES:
+        prepared.params["sites"][site]["origin"] = "tcga"
+        prepared.labels(site)
+    leaks = read_table(Leakage, prepared.split() / "leakage.parquet").set_index("check")
+    assert leaks.loc["overlapping_origins", "count"] == 1
+    assert "north and east (tcga)" in leaks.loc["overlapping_origins", "description"]
+    del prepared.params["sites"]["east"]["issuer"]
+    with pytest.raises(PipelineError, match="'north' and of target site 'east' come from one collection"):
         prepared.split()
 
 
