@@ -7,12 +7,12 @@ import os
 import stat
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -175,8 +175,7 @@ _KINDS = {
 _NO_FACTS: dict[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A raw file, or what stands in the archive without being a file that can be read.
 
     Attributes:
@@ -191,7 +190,7 @@ class Source:
 
     relative: str
     place: Path
-    facts: Mapping[str, str] = field(default_factory=lambda: _NO_FACTS)
+    facts: Mapping[str, str] = _NO_FACTS
     obstacle: str = ""
     below: str | None = None
 

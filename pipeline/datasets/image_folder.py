@@ -14,7 +14,6 @@ Labels: a file's is its folder's. Licence and data-use terms are those of the da
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -115,7 +114,7 @@ def list_sources(site: Params, base: Path) -> Iterator[Source]:
             patient = (found["patient"] or "") if found else ""
         else:
             patient = source.relative if site.patient == "file" else table.get(source.relative, "")
-        yield replace(source, facts={"patient": patient})
+        yield source._replace(facts={"patient": patient})
 
 
 def describe(

@@ -58,7 +58,7 @@ def pseudonym(key: bytes, kind: str, *parts: str) -> str:
     # surrogateescape: a path that is not UTF-8 has a pseudonym too.
     encoded = [part.encode("utf-8", "surrogateescape") for part in (kind, *parts)]
     message = b"".join(len(part).to_bytes(8, "big") + part for part in encoded)
-    return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(key, message, "sha256").hex()[:32]
 
 
 def keyed_hash(key: bytes, content: bytes) -> str:

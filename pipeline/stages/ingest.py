@@ -330,12 +330,11 @@ def _note_rows(found: Found, site: str) -> list[dict[str, Any]]:
 def _treatment_rows(found: Found, site: str) -> list[dict[str, Any]]:
     elements: Counter[tuple[str, str]] = Counter()
     files: Counter[tuple[str, str]] = Counter()
-    for source_id, treatments in found.treatments.items():
-        if source_id in found.refused:
-            continue
-        for action, treatment, count in treatments:
-            elements[action, treatment] += count
-            files[action, treatment] += 1
+    used = (profile for source_id, profile in found.treatments.items() if source_id not in found.refused)
+    for profile, number in Counter(used).items():
+        for action, treatment, count in profile:
+            elements[action, treatment] += count * number
+            files[action, treatment] += number
     return [
         {"site": site, "action": kind[0], "treatment": kind[1], "num_elements": count, "num_files": files[kind]}
         for kind, count in elements.items()

@@ -321,4 +321,4 @@ def test_real_archive(study, shared):
     assert exclusions["reason"].tolist() == ["duplicate_sop_uid"] * 5
     assert exclusions["duplicate_of"].notna().all()
     study.labels("north")
-    assert "62 of 62 labels given; issues in the file: none" in study.told
+    assert "62 of 62 labels given; issues in the files: none" in study.told
