@@ -23,6 +23,7 @@ def site(name: str, **simulate: Any) -> dict[str, Any]:
     spec = {"patients": 24, "prevalence": 0.45, "rows": 128, "columns": 128, "pixel_spacing_mm": 3.0}
     return {
         "adapter": "dicom_folder",
+        "redistribution": True,
         "root": f"data/cohort/{name}/archive",
         "labels": {
             "file": f"data/cohort/{name}/labels.csv",

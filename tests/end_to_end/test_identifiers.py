@@ -218,7 +218,7 @@ def archive(folder: Path, site: str, patients: int, planter: Planter) -> dict[st
     lines.append(f"{planter.word()}.dcm,1")
     (folder / f"{site}.csv").write_text("\n".join(lines) + "\n")
     labels = {"file": f"{site}.csv", "key": "file", "key_column": "file", "columns": {"opacity": "opacity"}}
-    return {"adapter": "dicom_folder", "root": f"raw/{site}", "labels": labels}
+    return {"adapter": "dicom_folder", "redistribution": True, "root": f"raw/{site}", "labels": labels}
 
 
 def test_no_planted_string_leaves_the_archive(tmp_path: Path):
@@ -234,7 +234,7 @@ def test_no_planted_string_leaves_the_archive(tmp_path: Path):
         params["sites"] = {site: archive(folder, site, 26, planter) for site in ("home", "away")}
     del params["methods"]["linear_probe"]
     params["finetune"]["seeds"] = [1]
-    params["privacy"] = {"key": "private"}
+    params["privacy"] = {"key": "private", "remote": None}
     project.params = params
 
     told = ""
