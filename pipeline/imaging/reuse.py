@@ -57,10 +57,11 @@ class LastRun:
         self._form = form
         self._where: dict[str, tuple[Path, str]] = {}
         self._read = lru_cache(maxsize=2)(self._load)
-        for path in tqdm(sorted(folder.glob("planes-*.json")), desc=description, unit="shard", mininterval=0.5):
+        cards = sorted(folder.glob("planes-*.json"))
+        for path in tqdm(cards, desc=description, unit="shard", mininterval=0.5, disable=not cards):
             try:
                 kept, planes = self._read(path)
-            except (PipelineError, ValueError, TypeError, KeyError):
+            except (PipelineError, ValueError, TypeError, KeyError, AttributeError):
                 continue
             if _digest(planes) == kept.shard.sha256:
                 self._where.update({source_id: (path, entry.stamp) for source_id, entry in kept.entries.items()})
@@ -97,11 +98,13 @@ def keep(folder: Path, kept: KeptShard) -> None:
 
 
 def publish(folder: Path, shards: Sequence[Shard], out: Path) -> None:
-    """Give the shards a place in the output, and delete all others from both folders."""
+    """Give the shards that have planes a place in the output, and delete all others from both folders."""
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("planes-*"):
         old.unlink()
     for shard in shards:
+        if not shard.planes:  # all its files were refused, which is worth remembering
+            continue
         target = out / shard.file
         try:
             os.link(folder / shard.file, target)

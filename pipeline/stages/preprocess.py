@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby
 from operator import attrgetter
@@ -24,6 +24,7 @@ from pipeline import cli
 from pipeline.datasets.common import Source
 from pipeline.datasets.inventory import identify, read_regular
 from pipeline.datasets.registry import load_adapter, load_site
+from pipeline.dicom.deidentify import keyed_hash
 from pipeline.dicom.headers import IngestParams
 from pipeline.dicom.pixels import describe_voi
 from pipeline.dicom.refusal import Quarantine, Refusal
@@ -35,6 +36,7 @@ from pipeline.imaging.intensity import (
     Grey,
     ModalityImage,
     Percentiles,
+    Range,
     VoiRule,
     Window,
     ZScore,
@@ -46,12 +48,15 @@ from pipeline.imaging.volumes import stack
 from pipeline.key import load_key
 from pipeline.params import StrictParams, check_versions, load_params
 from pipeline.scratch import code_fingerprint, locked
-from pipeline.tables import Exclusions, Images, Instances, RowWriter, read_table, write_table
+from pipeline.tables import Exclusions, Images, Instances, Manifest, RowWriter, read_table, write_table
 
 CHECKPOINTS = Path(".checkpoints") / "preprocess"
 _MADE_BY = ("dicom", "datasets", "imaging")  # packages beside this module that decide a plane's bytes
 _PACKAGES = ("numpy", "opencv-python-headless", "pydicom", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm")
-_NOT_KEPT = frozenset({"unreadable", "defect"})  # may go better the next time
+# These may go better the next time, with more memory for one.
+_NOT_KEPT = frozenset({"unreadable", "defect"})
+_NOT_KEPT_DETAILS = frozenset({"MemoryError", "the decoder crashed"})
+_MAX_MADE_BYTES = 2**30  # of one file's planes, which are in memory together
 
 
 class WindowParams(StrictParams):
@@ -148,7 +153,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs for all images of one file; ``stamp`` says what file and frames these are."""
+    """What a worker needs for all images of one file.
+
+    ``stamp`` says what file and frames these are; ``expected`` is the keyed hash that the file must have, and the key,
+    where the manifest holds hashes (else the time of its last change was compared).
+    """
 
     adapter: str
     source_id: str
@@ -157,6 +166,7 @@ class Task:
     frames: tuple[Frame, ...]
     params: PreprocessParams
     stamp: str
+    expected: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -178,13 +188,22 @@ def make_images(task: Task) -> Made:
     try:
         if task.params.spacing_mm is not None and not all(frame.known_mm for frame in task.frames):
             raise Quarantine("invalid_spacing", "no pixel spacing, which preprocess.spacing_mm needs")
+        size = len(task.frames) * len(task.params.rules) * task.params.size_px**2 * task.params.bits // 8
+        if size > _MAX_MADE_BYTES:
+            raise Quarantine("decompression_bomb", f"its images make {size} bytes, allowed {_MAX_MADE_BYTES}")
         content = read_regular(task.source, task.policy.max_bytes)
+        if task.expected is not None and keyed_hash(task.expected[1], content) != task.expected[0]:
+            raise _changed(1)
         numbers = [frame.frame for frame in task.frames]
         images = load_adapter(task.adapter).read_images(content, numbers, task.policy)
         for frame, image in zip(task.frames, images, strict=True):
             row, made = make_image(image, frame, task.params, task.policy.max_pixels)
             rows.append(row)
             planes.extend(made)
+    except PipelineError:
+        raise
+    except MemoryError:
+        raise PipelineError(f"out of memory over {task.source_id}; give the machine more, or --workers 1") from None
     except OSError as error:
         return Made([], [], ("rejected", "unreadable", type(error).__name__))
     except Refusal as refused:
@@ -218,8 +237,10 @@ def make_image(
     if placement.resized_rows * placement.resized_columns > max_pixels:
         raise Quarantine("invalid_spacing", "resampled to preprocess.spacing_mm it would be too large")
     planes, told = [], []
+    # Windows are of modality units: colours and files that were windowed already keep their whole range.
+    displayed = isinstance(image.voi, Range)
     for rule in params.rules:
-        grey, voi = display_grey(image, rule, params.bits)
+        grey, voi = display_grey(image, None if displayed and isinstance(rule, Window) else rule, params.bits)
         planes.append(resample(turn(grey), params.size_px, placement))
         told.append(describe_voi(voi))
     row = {
@@ -255,8 +276,7 @@ class Written:
             for position, row in enumerate(entry.rows):
                 self.rows.add([{**row, "array_index": len(self.first_planes)}])
                 self.first_planes.append(self.planes + entry.first + position * planes_per_image)
-        if kept.shard.planes:
-            self.shards.append(kept.shard)
+        self.shards.append(kept.shard)
         self.planes += kept.shard.planes
 
 
@@ -301,7 +321,7 @@ def _make_shard(path: Path, tasks: list[Task], last: LastRun, fresh: Iterator[Ma
             else:
                 made = next(fresh)
                 refusal = list(made.refusal) if made.refusal else None
-                stamp = "" if made.refusal and made.refusal[1] in _NOT_KEPT else task.stamp
+                stamp = "" if _may_go_better(made) else task.stamp
                 entries[task.source_id] = Entry(stamp, first, len(made.planes), made.rows, refusal)
                 yield from made.planes
             first += entries[task.source_id].planes
@@ -311,9 +331,18 @@ def _make_shard(path: Path, tasks: list[Task], last: LastRun, fresh: Iterator[Ma
     return made
 
 
+def _may_go_better(made: Made) -> bool:
+    return made.refusal is not None and (made.refusal[1] in _NOT_KEPT or made.refusal[2] in _NOT_KEPT_DETAILS)
+
+
 def main() -> None:
     """Run the stage."""
-    arguments = cli.parser(__doc__, ingest="the site's folder of ingest", out="folder for arrays and index")
+    arguments = cli.parser(
+        __doc__,
+        ingest="the site's folder of ingest",
+        manifest="the site's manifest",
+        out="folder for arrays and index",
+    )
     arguments.add_argument("--site", required=True)
     arguments.add_argument("--workers", type=int, help="processes; changes no result")
     args = arguments.parse_args()
@@ -326,6 +355,7 @@ def main() -> None:
     instances = read_table(Instances, args.ingest / "instances.parquet")
     policy = load_params(IngestParams, "ingest", args.params)
     tasks = make_tasks(instances, sources, site.adapter, policy, params)
+    tasks = unchanged(tasks, read_table(Manifest, args.manifest), key)
     form = PlaneFormat(params.size_px, params.bits)
     package = Path(__file__).parents[1]
     context = [
@@ -352,7 +382,7 @@ def main() -> None:
                 f"site {args.site}: none of {len(tasks)} files can be used: {dict(sorted(counts.items()))}"
             )
         publish(folder, written.shards, args.out)
-    write_index(written.shards, channels, form, args.out)
+    write_index([shard for shard in written.shards if shard.planes], channels, form, args.out)
     write_table(Images, images, args.out / INDEX_FILE)
     _write_exclusions(written.refused, args.site, args.out)
     print(f"{args.site}: {len(images)} images of {params.size_px} px, {len(written.refused)} files excluded")
@@ -372,6 +402,38 @@ def _write_exclusions(refused: Mapping[str, tuple[str, str, str]], site: str, ou
             print(f"DEFECT over source {row['source_id']}: {row['detail']}; please report it", file=sys.stderr)
 
 
+def unchanged(tasks: Sequence[Task], manifest: pd.DataFrame, key: bytes) -> list[Task]:
+    """The tasks, their files as the manifest has them: by size and time here, by hash when they are read.
+
+    Raises:
+        PipelineError: files changed since ingest read them.
+    """
+    columns = ["source_id", "size_bytes", "modified_ns", "source_hmac"]
+    listed = {row[0]: row[1:] for row in manifest[columns].astype(object).itertuples(index=False, name=None)}
+    checked, changed = [], 0
+    for task in tasks:
+        size, modified, hashed = listed.get(task.source_id, (None, None, None))
+        if hashed is not None and not pd.isna(hashed):
+            checked.append(replace(task, expected=(hashed, key)))
+            continue
+        try:
+            status = task.source.path.stat()
+            changed += (status.st_size, status.st_mtime_ns) != (size, modified)
+        except OSError:  # told of the file itself
+            pass
+        checked.append(task)
+    if changed:
+        raise _changed(changed)
+    return checked
+
+
+def _changed(count: int) -> PipelineError:
+    return PipelineError(
+        f"{count} files are not what ingest read: they changed since. Run `python -m pipeline.commands.inventory`, "
+        "then `dvc repro`"
+    )
+
+
 def make_tasks(
     instances: pd.DataFrame, sources: Mapping[str, Source], adapter: str, policy: IngestParams, params: PreprocessParams
 ) -> list[Task]:
@@ -381,6 +443,9 @@ def make_tasks(
         PipelineError: a file is no longer there.
     """
     ordered = instances.sort_values(["source_id", "frame"])
+    # Near 45 degrees rounding decides between two directions: one series is turned one way or not at all.
+    ways = ordered.groupby("series_id")["orientation"].transform("nunique")
+    ordered["orientation"] = ordered["orientation"].where(~(ways > 1).fillna(False))
     spacings = ["row_spacing_mm", "column_spacing_mm", "imager_row_spacing_mm", "imager_column_spacing_mm"]
     columns = ["source_id", "source_hmac", "image_id", "frame", "modality", "orientation", *spacings]
     rows = ordered[columns].astype({"orientation": object, "modality": object}).to_dict("records")

@@ -35,7 +35,10 @@ def call(folder: Path, module: str, *arguments: str) -> None:
 
 
 INGEST = ("--site", "north", "--manifest", "data/manifests/north.parquet", "--out", "data/ingest/north")
-PREPROCESS = ("--site", "north", "--ingest", "data/ingest/north", "--out", "data/images/north")
+PREPROCESS = (
+    *("--site", "north", "--ingest", "data/ingest/north"),
+    *("--manifest", "data/manifests/north.parquet", "--out", "data/images/north"),
+)
 
 
 def command_in(folder: Path, raw: Path, preprocess: str) -> list[str]:

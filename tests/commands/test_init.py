@@ -139,9 +139,10 @@ def test_from_two_folders_to_a_split(checkout, monkeypatch, capsys):
     for site in ("north", "east"):
         manifest = out / f"manifests/{site}.parquet"
         tiny.call(monkeypatch, ingest, params=params, site=site, manifest=manifest, out=out / "ingest" / site)
-        for stage in (labels, preprocess):
-            folder = out / stage.__name__.rpartition(".")[2] / site
-            tiny.call(monkeypatch, stage, params=params, site=site, ingest=out / "ingest" / site, out=folder)
+        places = {"ingest": out / "ingest" / site}
+        tiny.call(monkeypatch, labels, params=params, site=site, **places, out=out / "labels" / site)
+        places["manifest"] = manifest
+        tiny.call(monkeypatch, preprocess, params=params, site=site, **places, out=out / "preprocess" / site)
         assert read_table(Labels, out / f"labels/{site}/labels.parquet")["label"].notna().sum() == 24
         assert len(read_table(LabelIssues, out / f"labels/{site}/issues.parquet")) == 0
     places = {"ingest": out / "ingest", "images": out / "preprocess", "labels": out / "labels"}

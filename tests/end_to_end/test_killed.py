@@ -96,7 +96,8 @@ def test_killed_between_a_shard_and_its_card(project: Project, number: int):
     expected = outputs(project)
     shutil.rmtree(project.folder / ".checkpoints/preprocess")
     shutil.rmtree(project.folder / "data/images/home")
-    command = ["--site", "home", "--ingest", "data/ingest/home", "--out", "data/images/home"]
+    command = ["--site", "home", "--ingest", "data/ingest/home", "--manifest", "data/manifests/home.parquet",
+               "--out", "data/images/home"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.fspath(project.folder)}
     killed = subprocess.run(
         [sys.executable, "-c", BETWEEN.format(number=number), *command], cwd=project.folder, env=environment,

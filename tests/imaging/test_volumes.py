@@ -12,11 +12,24 @@ from pipeline.imaging.volumes import stack
 def site(series):
     """Instances of series (name: slice indices, None for no position), shuffled; their images in that order."""
     rows = [
-        {"image_id": f"{name}{index}", "source_id": f"f-{name}{index}", "series_id": name, "slice_index": index}
+        {
+            "image_id": f"{name}{index}",
+            "source_id": f"f-{name}{index}",
+            "series_id": name,
+            "slice_index": index,
+            "slice_position_mm": None if index is None else index * 2.5,
+            "slice_spacing_mm": 2.5,
+        }
         for name, indices in series.items()
         for index in indices
     ]
-    instances = pd.DataFrame(rows).astype({"slice_index": "Int64", "series_id": "string"})
+    kinds = {
+        "slice_index": "Int64",
+        "series_id": "string",
+        "slice_position_mm": "float32",
+        "slice_spacing_mm": "float32",
+    }
+    instances = pd.DataFrame(rows).astype(kinds)
     instances = instances.sample(frac=1, random_state=3).reset_index(drop=True)
     images = instances[["image_id"]].assign(array_index=np.arange(len(instances)))
     return images, instances
@@ -57,15 +70,17 @@ def test_neighbours_are_of_the_series_in_order_and_centred(sizes, neighbours):
         assert [int(other[1:]) for other in row] == np.clip(inside, 0, sizes[name[0]] - 1).tolist()
 
 
-@pytest.mark.parametrize("flaw", ["lost", "no position", "no series"])
+@pytest.mark.parametrize("flaw", ["lost", "no position", "no series", "gap", "two echoes at one place"])
 def test_a_series_that_is_not_whole_is_left_out_whole(flaw):
     images, instances = site({"a": [0, 1, 2], "b": [0, 1]})
     if flaw == "lost":
         images = images[images["image_id"] != "a1"].reset_index(drop=True)
     elif flaw == "no position":
         instances.loc[instances["image_id"] == "a1", "slice_index"] = pd.NA
-    else:
+    elif flaw == "no series":
         instances.loc[instances["series_id"] == "a", "series_id"] = pd.NA
+    else:  # what the policy `keep` lets through, and what is no flaw of a series
+        instances.loc[instances["image_id"] == "a2", "slice_position_mm"] = 7.5 if flaw == "gap" else 2.5
     kept, channels, unstacked = stack(images, np.arange(len(images)), instances, 3)
     assert sorted(kept["image_id"]) == ["b0", "b1"]
     assert kept["array_index"].tolist() == [0, 1]

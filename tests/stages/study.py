@@ -109,7 +109,9 @@ class Study:
 
     def preprocess(self, site: str, workers: int = 1) -> Path:
         out, ingested = self.folder / "images" / site, self.folder / "ingest" / site
-        self.call("stages.preprocess", "--site", site, "--ingest", ingested, "--out", out, "--workers", workers)
+        manifest = self.folder / "manifests" / f"{site}.parquet"
+        places = ["--ingest", ingested, "--manifest", manifest, "--out", out]
+        self.call("stages.preprocess", "--site", site, *places, "--workers", workers)
         return out
 
     def split(self) -> Path:

@@ -504,6 +504,89 @@ def test_cards_hold_no_identifier(kept):
         assert not any(secret.lower() in text for secret in SECRETS)
 
 
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_file_that_changed_since_ingest_ends_the_run(study, hashed):
+    """Its pixels would go under another file's labels, and be kept as that file's."""
+    single(study).params["inventory"]["hash"] = hashed
+    for patient in range(3):
+        study.put("north", f"{NAME}{patient}", picture("north", patient))
+    study.inventory()
+    study.ingest("north")
+    study.put("north", f"{NAME}1", picture("north", 1, WindowCenter="100", WindowWidth="50"))
+    os.utime(study.folder / f"raw/north/{NAME}1", ns=(10**18, 10**18))
+    with pytest.raises(PipelineError, match=r"1 files are not what ingest read.*commands.inventory"):
+        study.preprocess("north")
+    study.inventory()
+    study.ingest("north")
+    assert len(read_table(Images, study.preprocess("north") / "images.parquet")) == 3
+
+
+def test_one_series_is_turned_one_way_or_not_at_all(study):
+    """At 45 degrees the last digit of a cosine decides between two directions."""
+    cosines = ([0.70711, -0.70710, 0, 0, 0, -1], [0.70710, -0.70711, 0, 0, 0, -1])
+    files = {
+        f"s{number}": picture_of(
+            CORNER, number, Modality="MR", ImageOrientationPatient=cosines[number % 2], PixelSpacing=[1, 1],
+            ImagePositionPatient=[number * 1.0, number * 1.0, 0],
+        )
+        for number in range(4)
+    }  # fmt: skip
+    index, exclusions, _ = made_of(study, {}, **files)
+    assert len(index) == 4
+    assert len(exclusions) == 0
+    assert not index[["transposed", "flipped_rows", "flipped_columns"]].to_numpy(bool).any()
+
+
+def test_a_window_is_not_for_colours(study):
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8] = 255
+    colour = dataset(
+        pixels[..., 0], SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, BitsStored=8,
+        PixelData=pixels.tobytes(),
+    )  # fmt: skip
+    _, _, store = made_of(study, {"voi": "soft_tissue"}, a=colour)
+    assert np.unique(store.read([0])).tolist() == [0, 255]
+
+
+def test_a_file_whose_images_would_fill_the_memory(tmp_path, monkeypatch):
+    made = dataset(NumberOfFrames=2)
+    made.PixelData = made.PixelData * 2
+    (tmp_path / "two").write_bytes(content(made))
+    monkeypatch.setattr(preprocess, "_MAX_MADE_BYTES", 2 * 16 * 16 - 1)
+    refusal = preprocess.make_images(task(tmp_path / "two", frames=2)).refusal
+    assert refusal == ("quarantined", "decompression_bomb", "its images make 512 bytes, allowed 511")
+    assert preprocess.make_images(task(tmp_path / "two", frames=1)).refusal is None
+
+
+def test_no_memory_ends_the_run_and_blames_no_file(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(picture("north", 1))
+
+    def full(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.datasets.dicom_folder.read_images", full)
+    with pytest.raises(PipelineError, match="out of memory"):
+        preprocess.make_images(task(tmp_path / "a"))
+
+
+def test_a_shard_of_nothing_but_refusals_is_remembered(study, decoded, monkeypatch):
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 16 * 16)
+    for number in range(6):
+        study.put("north", f"{number}", picture("north", number))
+        bad = dataset(syntax=RLE, PixelData=UNDECODABLE, SOPInstanceUID=f"2.25.5{number}")
+        study.put("north", f"bad{number}", content(bad))
+    single(study).inventory()
+    study.ingest("north")
+    study.preprocess("north")
+    (folder,) = (study.folder / ".checkpoints/preprocess").glob("north-*")
+    assert any(np.load(path).shape[0] == 0 for path in folder.glob("*.npy"))
+    before = outputs(study)
+    decoded.clear()
+    study.preprocess("north")
+    assert decoded == []
+    assert outputs(study) == before
+
+
 @pytest.mark.isolated
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_make_the_same(study, monkeypatch, workers):
