@@ -44,7 +44,7 @@ def assign(
     show one picture (``duplicates``) and would come into two splits, those of one split stay.
 
     Args:
-        instances: image_id, source_id, patient_id, site.
+        instances: image_id, source_id, patient_id, site; study_id where it is known.
         labels: image_id, finding, label; the target sites' are not looked at.
         duplicates: image_id, duplicate_of, patient_id, duplicate_patient_id, correlation.
         ledger: as ``tables.Ledger``.
@@ -73,7 +73,7 @@ def assign(
         kept = kept[~(rank > rank.groupby(shown).transform("min"))]
     wanted = ["image_id", "source_id", "site"]
     return Assignment(
-        make_table(Splits, kept[list(Splits.columns)]),
+        make_table(Splits, kept.reindex(columns=list(Splits.columns))),
         grown,
         {
             "patient_in_source": instances.loc[crossing, wanted],
