@@ -48,7 +48,7 @@ def test_one_step_is_saved_loaded_and_predicts_the_same(tmp_path, method, backbo
     logits = logits_of(model, data)
     assert logits.shape == (24, 2)
     assert np.isfinite(logits).all()
-    card = {"backbone": backbone, "findings": ["a", "b"]}
+    card = {"backbone": backbone, "channels": 1, "findings": ["a", "b"]}
     card["input"] = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     save_model(model, card, tmp_path)
     assert np.array_equal(logits_of(load_model(tmp_path)[0], data), logits)
