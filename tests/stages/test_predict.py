@@ -73,6 +73,7 @@ def study(tmp_path):
             "label_fraction": 1.0,
             "draw": 0,
             "findings": ["effusion", "opacity"],
+            "channels": 1,
             "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
             "initialisation": "scratch" if method == "scratch" else "imagenet",
             "weights_name": None if method == "scratch" else "W",

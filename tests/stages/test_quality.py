@@ -91,7 +91,7 @@ def test_pixels_are_taken_by_index_not_by_row(folder, monkeypatch):
     out = run(folder, monkeypatch)
     index = read_table(Images, folder / "images/home" / INDEX_FILE).set_index("image_id")["array_index"]
     scores = read_table(QualityScores, out / "scores.parquet").set_index("image_id")["blank"]
-    store = np.load(folder / "images/home/images.npy")
+    store = np.load(folder / "images/home/planes-0000-of-0001.npy")
     for name in index.index[:5]:
         low, high = np.quantile(store[index[name]], (0.05, 0.95), method="inverted_cdf").astype(float)
         assert scores[name] == pytest.approx((high - low) / 255)
