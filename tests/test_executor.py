@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import executor
+from pipeline import cluster, executor
 from pipeline.errors import PipelineError
 from pipeline.executor import Done, Workers, available_cores, limit_address_space, ordered_map, run_chunk
 
@@ -403,8 +403,8 @@ class TestCluster:
     def use(self, address, monkeypatch):
         monkeypatch.setenv("PIPELINE_SCHEDULER", address)
         # Without the code: whoever edits it while the tests run would have the workers refuse.
-        lasting = tuple(pair for pair in executor.environment() if pair[0] != "the code")
-        monkeypatch.setattr(executor, "environment", lambda: lasting)
+        lasting = tuple(pair for pair in cluster.environment() if pair[0] != "the code")
+        monkeypatch.setattr(cluster, "environment", lambda: lasting)
 
     def test_equal_results_elsewhere(self):
         tasks = list(range(300))
@@ -432,7 +432,7 @@ class TestCluster:
 
     def test_workers_with_other_code_are_refused(self, monkeypatch):
         other = (("Python", sys.version), ("the code", "0" * 64))
-        monkeypatch.setattr(executor, "environment", lambda: other)
+        monkeypatch.setattr(cluster, "environment", lambda: other)
         with pytest.raises(PipelineError, match="differs in: the code"):
             list(mapped(square, [1]))
 
@@ -440,14 +440,14 @@ class TestCluster:
 class TestNoCluster:
     def test_unreachable(self, monkeypatch):
         monkeypatch.setenv("PIPELINE_SCHEDULER", "tcp://127.0.0.1:9")
-        monkeypatch.setattr(executor, "_CONNECT_SECONDS", 1)
+        monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 1)
         with pytest.raises(PipelineError, match=r"no scheduler with workers answers there within 1 s"):
             list(mapped(square, [1]))
 
     @pytest.mark.parametrize("address", ["nonsense://x", "no port"])
     def test_no_address(self, monkeypatch, address):
         monkeypatch.setenv("PIPELINE_SCHEDULER", address)
-        monkeypatch.setattr(executor, "_CONNECT_SECONDS", 1)
+        monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 1)
         with pytest.raises(PipelineError, match="no scheduler"):
             list(mapped(square, [1]))
 

@@ -43,7 +43,7 @@ def task(path: Path, params: preprocess.PreprocessParams = PARAMS) -> preprocess
 def slices() -> list[Path]:
     found = sorted(SLICES.glob("*/dicom/*.dcm"))
     if not found:
-        pytest.skip(f"{SLICES} is not there")
+        pytest.skip(f"real CT slices are needed to be measured on, and {SLICES} is not there")
     return found
 
 
