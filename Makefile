@@ -52,11 +52,11 @@ test: $(STAMP)  ## Lint, types and all tests but the slow ones, in parallel
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -n auto --maxprocesses 8 --dist loadfile
+	pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-all
 test-all: $(STAMP)  ## As test, with the slow ones
-	pytest -n auto --maxprocesses 8 --dist loadfile -m ''
+	pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m ''
 
 .PHONY: check
 check: $(STAMP)  ## Lint and types only

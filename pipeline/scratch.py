@@ -10,20 +10,18 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
 from pipeline.errors import PipelineError
+from pipeline.work import locked
 
 _APPLICATION_ID = 0x4D545032  # "MTP2": another layout of the table is another number
 _BATCH = 256  # below SQLite's oldest limit of 999 variables in a statement
 _COMMIT_SECONDS = 1.0
-_CODE_SUFFIXES = frozenset({".py", ".txt", ".csv"})
 # Not ensure_ascii: its escapes would join two lone surrogates to one character.
 _JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":"))
 # SQLite's message may itself quote damaged text.
@@ -59,27 +57,6 @@ def encode(outcome: Any) -> bytes:
 def decode(content: bytes) -> Any:
     """The value that ``encode`` was given."""
     return json.loads(content)
-
-
-def code_fingerprint(packages: Sequence[Path]) -> str:
-    """SHA-256 in hexadecimal digits over names and bytes of code and vocabulary files (.py, .txt, .csv).
-
-    Args:
-        packages: folders, of which all such files at any depth count, and files.
-
-    Raises:
-        FileNotFoundError: one is not there.
-    """
-    total = hashlib.sha256()
-    for package in packages:
-        inside = package.rglob("*") if package.is_dir() else [package]
-        files = {path.relative_to(package.parent).as_posix(): path for path in inside if path.suffix in _CODE_SUFFIXES}
-        if not files:
-            raise FileNotFoundError(2, "no code files", str(package))
-        for name, path in sorted(files.items()):
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            total.update(f"{name}\n{digest}\n".encode())
-    return total.hexdigest()
 
 
 class Scratch:
@@ -282,23 +259,6 @@ def forget(folder: Path, source_ids: Iterable[str]) -> None:
             path.unlink(missing_ok=True)
         finally:
             lock.release()
-
-
-def locked(folder: Path, name: str) -> FileLock:
-    """A lock on a site's part of a folder of checkpoints, held already; a context manager.
-
-    Raises:
-        PipelineError: another process holds it.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{name}.lock", timeout=0, mode=0o600, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise PipelineError(
-            f"another process is at work on {name} in {folder} (a run that still goes on?); wait for it, or stop it"
-        ) from None
-    return lock
 
 
 def _connect(path: Path) -> sqlite3.Connection:

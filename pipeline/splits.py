@@ -107,8 +107,3 @@ def uniform(seed: int, *names: str) -> float:
     """A number in [0, 1) that hangs on seed and names alone: the same whoever else is in the study."""
     digest = hashlib.sha256("|".join((str(seed), *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def label_order(seed: int, draw: int, patients: Sequence[str]) -> list[str]:
-    """Patients in the order in which a growing label budget annotates them; nested by construction."""
-    return sorted(set(patients), key=lambda patient: (uniform(seed, "labels", str(draw), patient), patient))

@@ -130,7 +130,7 @@ def test_every_params_section_belongs_to_a_stage_or_command():
     params = read_params_file(ROOT / "params.yaml")
     known = {"sites", "privacy", "backbones", "methods", "compute", "versions"}  # read by several
     known |= {module_of(stage).stem for stage in stages().values()} & set(params)
-    known |= {path.stem for path in (ROOT / "pipeline/commands").glob("*.py")} | {"weights", "report"}
+    known |= {path.stem for path in (ROOT / "pipeline/commands").glob("*.py")} | {"weights", "report", "verdict"}
     assert set(params) - known == set()
 
 

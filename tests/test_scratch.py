@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline import scratch as scratch_module
 from pipeline.errors import PipelineError
-from pipeline.scratch import Scratch, code_fingerprint, decode, encode, forget
+from pipeline.scratch import Scratch, decode, encode, forget
+from pipeline.work import code_fingerprint
 
 ROOT = Path(__file__).parents[1]
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -1,11 +1,9 @@
 """Section ``split``, and draws that hang on names alone."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.params import ParamsError, parse
-from pipeline.splits import SIDES, SplitParams, check_sites, label_order, uniform
+from pipeline.splits import SIDES, SplitParams, check_sites, uniform
 
 PARAMS = SplitParams(seed=3, source=["north", "south"], target=["east", "west"])
 
@@ -45,19 +43,6 @@ def test_seed_matters_and_uniform_is_uniform():
     assert max(draws) < 1.0
     assert sum(draws) / len(draws) == pytest.approx(0.5, abs=0.02)
     assert draws[0] != uniform(2, "split", "p0")
-
-
-@given(st.sets(st.text(min_size=1, max_size=4), min_size=2), st.integers(0, 5))
-def test_label_budgets_are_nested_and_append_only(patients, draw):
-    order = label_order(1, draw, sorted(patients))
-    assert sorted(order) == sorted(patients)
-    fewer = sorted(patients)[1:]
-    assert [patient for patient in order if patient in fewer] == label_order(1, draw, fewer[::-1])
-
-
-def test_draws_differ():
-    patients = [f"p{n}" for n in range(40)]
-    assert label_order(1, 0, patients) != label_order(1, 1, patients) != label_order(2, 1, patients)
 
 
 @pytest.mark.parametrize(

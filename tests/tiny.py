@@ -18,20 +18,30 @@ from pipeline.training.backbone import architecture, input_spec
 from pipeline.training.checkpoints import save_weights
 from pipeline.training.determinism import ComputeParams, make_fabric
 from pipeline.training.engine import Engine
-from pipeline.training.feed import AugmentParams, Dataset
+from pipeline.training.feed import AugmentParams, Dataset, to_unit
 from pipeline.training.loop import LoopParams
 
 torch.set_num_threads(1)
 
 BACKBONE = "shufflenet_v2_x0_5"
+NATIVE_PX = {"inception_v3": 299, "vit_b_16": 224}  # others take any size
 COMPUTE = {"threads": 1, "accelerator": "cpu", "batch_size": 7}
 STILL = AugmentParams(rotation_degrees=0.0, translation=0.0, scale=0.0, contrast=0.0)
 METHODS = {
     "scratch": {"learning_rate": 1e-3},
+    "scratch_converged": {"learning_rate": 1e-3, "epochs": 2, "patience": 1},
     "linear_probe": {"inverse_l2": [1e-3, 1e-1]},
+    "vgg_head": {"learning_rate": 1e-3, "hidden": 16},
     "full_finetune": {"learning_rate": 1e-3},
     "lp_ft": {"inverse_l2": [1e-3, 1e-1], "learning_rate": 1e-3},
+    "gradual_unfreeze": {"learning_rate": 1e-3, "groups": 1},
+    "layer_decay": {"learning_rate": 1e-3},
+    "l2_sp": {"learning_rate": 1e-3},
+    "prototypes": {"shots": [1, 2], "draws": 2},
 }
+SCRATCH = ["scratch", "scratch_converged"]
+FROZEN = ["linear_probe", "vgg_head", "prototypes"]  # no weight of the trunk changes
+BY_EPOCHS = sorted(set(METHODS) - {"linear_probe", "prototypes"})
 
 
 def fabric():
@@ -67,7 +77,9 @@ def dataset(num=24, num_val=8, size_px=32, seed=0, findings=1):
         labels=np.repeat(truth.astype(np.float32)[:, None], findings, axis=1),
         patients=np.array([f"p{index // 2:03d}" for index in range(num)]),
         train=np.arange(num - num_val),
+        pool=np.arange(num - num_val),
         id_val=np.arange(num - num_val, num),
+        image_ids=np.array([f"image{index:03d}" for index in range(num)]),
     )
 
 
@@ -78,13 +90,14 @@ def loop(**changes):
 @cache
 def weights(backbone=BACKBONE, seed=7):
     """Random, with batch-norm statistics of noise: with the fresh ones features would vanish in evaluation mode."""
+    size_px = NATIVE_PX.get(backbone, 64)
     model = architecture(backbone, seed).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model(torch.randn(32, 3, 64, 64))
+        model(torch.randn(32 if size_px == 64 else 2, 3, size_px, size_px))
     return MappingProxyType(model.state_dict())
 
 
@@ -97,6 +110,7 @@ def engine(data, backbone=BACKBONE, seed=1, **changes):
         findings=[f"finding{index}" for index in range(data.labels.shape[1])],
         data=data,
         features=np.empty((0, 0), np.float32),
+        pooled=np.empty((0, 0), np.float32),
         loop=loop(),
         seed=seed,
         layout=torch.contiguous_format,
@@ -105,13 +119,24 @@ def engine(data, backbone=BACKBONE, seed=1, **changes):
     for name, value in changes.items():
         setattr(made, name, value)
     if not made.features.size:
-        from pipeline.training.feed import to_unit
-
+        every = torch.from_numpy(data.images.read(np.arange(len(data.images))))
+        unit = to_unit(every, torch.device("cpu"), torch.contiguous_format)
         with torch.no_grad():
-            every = data.images.read(np.arange(len(data.images)))
-            unit = to_unit(every, torch.device("cpu"), torch.contiguous_format)
             made.features = made.pretrained().eval().features(unit).numpy()
+            made.pooled = made.pretrained(pooled=True).eval().features(unit).numpy()
     return made
+
+
+def card_of(model, backbone, made):
+    """What loading a model needs."""
+    return {
+        "backbone": backbone,
+        "findings": made.findings,
+        "image_shape": made.data.images.shape[1:],
+        "hidden": None if isinstance(model.head, torch.nn.Linear) else model.last.in_features,
+        "pooled": model.pooled,
+        "input": model.input_spec,
+    }
 
 
 # --- folders as the stages before leave them --------------------------------------------------------------
@@ -145,7 +170,7 @@ def write_weights(folder: Path, backbone: str = BACKBONE) -> dict[str, torch.Ten
         "initialisation": "file",
         "name": "random numbers, for tests",
         "sha256": "ab" * 32,
-        "licence": None,
+        "licence": "a licence",
         "request": {},
     }
     save_weights(weights(backbone), card, folder)
@@ -158,7 +183,7 @@ def image_name(index: int) -> str:
 
 
 def write_gather(folder: Path, num: int = 32, finding: str = "opacity") -> Path:
-    """Three quarters train, the rest id_val."""
+    """Three quarters train, the rest id_val; two images a patient, with one label."""
     truth = np.arange(num) % 2
     write_store(images(truth), np.arange(num)[:, None], PlaneFormat(32, 8), folder)
     names = [image_name(index) for index in range(num)]
@@ -166,7 +191,7 @@ def write_gather(folder: Path, num: int = 32, finding: str = "opacity") -> Path:
         {
             "image_id": names[::-1],  # neither sorted by id nor by index
             "array_index": np.arange(num)[::-1],
-            "patient_id": [f"p{index // 2:03d}" for index in range(num)][::-1],
+            "patient_id": [f"p{index // 4 * 2 + index % 2:03d}" for index in range(num)][::-1],
             "site": "home",
             "split": ["id_val" if index >= num * 3 // 4 else "train" for index in range(num)][::-1],
         }

@@ -1,7 +1,7 @@
 """Predictions to metrics with intervals, reliability bins and operating points; pure, tables in and tables out.
 
-**Who is compared.** A *family* is a backbone with a method: all its runs with the same label fraction,
-adaptation and protocol, over training seeds and draws of the label subset. Its rows carry the mean over runs
+**Who is compared.** A *family* is a backbone with a method: all its runs with the same label budget (a fraction,
+or shots), adaptation and protocol, over training seeds and draws of the label subset. Its rows carry the mean over runs
 and an interval that counts both patients and runs (``pipeline.metrics.intervals``). With several draws the
 runs of a draw are averaged first and the draws are the repetitions: runs of one draw share their training
 images, so that counting each as one would promise too much. Single runs get their AUROC as a bare value.
@@ -9,14 +9,17 @@ images, so that counting each as one would promise too much. Single runs get the
 **Where.** ``source`` and ``site=NAME`` on id_test (``source`` on id_val too); ``target``, ``site=NAME``,
 ``worst_site`` and ``target_minus_source`` (ood_test less id_test, run by run) on ood_test.
 
+**Against scratch.** A family is paired with its *twins*, the same backbone and setting trained from random weights
+(``BASELINES``): by as much training, and until convergence. ``pipeline.analysis.verdict`` judges the differences.
+
 **Operating points** are fixed per run on the source's id_val and carried over; no other label is looked at
 before they stand. The intervals of sensitivity and specificity take the threshold as given.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,12 +42,15 @@ from pipeline.metrics.binary import (
 from pipeline.metrics.intervals import (
     CountArray,
     Estimate,
+    Interval,
+    StandardError,
     difference,
     extreme,
     interval,
     over_seeds,
     patient_counts,
     patient_weights,
+    standard_error,
 )
 from pipeline.params import Fraction, Seed, StrictParams
 from pipeline.tables import Calibration, Metrics, Thresholds, make_table
@@ -52,6 +58,10 @@ from pipeline.tables import Calibration, Metrics, Thresholds, make_table
 Row = dict[str, Any]
 
 SINGLE_RUN_METRIC = "auroc"
+COMPARED_METRIC = "auroc"
+
+# Methods that start from random weights: what the others are compared with. Metrics has the difference from the first.
+BASELINES = ("scratch", "scratch_converged")
 
 
 class PredictionsError(PipelineError, ValueError):
@@ -74,13 +84,18 @@ class EvaluateParams(StrictParams):
     aggregate: Aggregation = "mean"
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The three tables, each keeping its contract in ``pipeline.tables``."""
+class Setting(NamedTuple):
+    """What two families must share to be compared; ``shots`` 0 is no few-shot run, the text "" the plain case."""
 
-    metrics: pd.DataFrame
-    calibration: pd.DataFrame
-    thresholds: pd.DataFrame
+    protocol: str
+    label_fraction: float
+    shots: int
+    adaptation: str
+
+    @property
+    def all_labels(self) -> bool:
+        """Whether every training patient is annotated."""
+        return self.label_fraction == 1.0 and not self.shots
 
 
 @dataclass(frozen=True)
@@ -90,8 +105,38 @@ class Family:
     name: str
     backbone: str
     method: str
-    setting: tuple[str, float, str]  # protocol, label fraction, adaptation
+    setting: Setting
     draws: Mapping[str, int]  # run -> draw of the label subset
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A family's AUROC less its twin's, at one place: what a verdict is made of.
+
+    ``num_runs`` are the repetitions (seeds, or draws) of the side that has fewer; ``num_patients`` those tested.
+    """
+
+    finding: str
+    family: Family
+    twin: Family
+    split: str
+    group: str
+    difference: float
+    error: StandardError
+    interval: Interval
+    num_patients: int
+    num_runs: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Three tables, each keeping its contract in ``pipeline.tables``, and the comparisons with scratch."""
+
+    metrics: pd.DataFrame
+    calibration: pd.DataFrame
+    thresholds: pd.DataFrame
+    comparisons: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True)
@@ -145,7 +190,6 @@ def evaluate(
     params: EvaluateParams,
     source_sites: Sequence[str],
     target_sites: Sequence[str],
-    baseline_method: str = "scratch",
 ) -> Evaluation:
     """All metrics of all runs and families.
 
@@ -154,7 +198,6 @@ def evaluate(
         params: resamples, seed, bins and wanted specificity.
         source_sites: the hospitals trained on.
         target_sites: the others.
-        baseline_method: whose AUROC is subtracted in ``auroc_minus_<baseline_method>``, within a backbone.
 
     Raises:
         PredictionsError: the predictions contradict themselves or the sites; says which constraint and how often.
@@ -169,6 +212,7 @@ def evaluate(
     metrics: list[Row] = []
     calibration: list[Row] = []
     thresholds: list[Row] = []
+    comparisons: list[Comparison] = []
     for finding, rows in plain.groupby("finding", sort=True):
         blocks = {str(split): _block(str(split), part) for split, part in rows.groupby("split", sort=True)}
         # Before any other split's labels are read.
@@ -180,24 +224,28 @@ def evaluate(
         ]
         for family in families:
             _check_complete(family, blocks.values())
-        made = [
-            *_family_rows(families, groups, target_sites, baseline_method, points, params),
-            *_single_run_rows(families, groups),
-        ]
+        cells = {family.name: _cells(family, groups, target_sites, points) for family in families}
+        made = [*_family_rows(families, cells, params), *_single_run_rows(families, groups)]
+        comparisons += _comparisons(str(finding), families, cells, params)
         metrics += [{"finding": finding, **row} for row in made]
         calibration += [{"finding": finding, **row} for row in _calibration_rows(families, groups, params)]
         thresholds += [{"finding": finding, "run": run, **point} for run, point in points.items()]
     return Evaluation(
-        make_table(Metrics, metrics), make_table(Calibration, calibration), make_table(Thresholds, thresholds)
+        make_table(Metrics, metrics),
+        make_table(Calibration, calibration),
+        make_table(Thresholds, thresholds),
+        tuple(comparisons),
     )
 
 
-def family_name(backbone: str, method: str, label_fraction: float, adaptation: str, protocol: str) -> str:
-    """``backbone-method``, with what departs from the plain case behind it ("" and 1.0 are plain)."""
+def family_name(backbone: str, method: str, setting: Setting) -> str:
+    """``backbone-method``, with what departs from the plain case behind it."""
     parts = [backbone, method]
-    if label_fraction < 1:
-        parts.append(f"labels{label_fraction * 100:g}")  # per cent, as in the names of runs
-    return "-".join(parts + [part for part in (adaptation, protocol) if part])
+    if setting.label_fraction < 1:
+        parts.append(f"labels{setting.label_fraction * 100:g}")  # per cent, as in the names of runs
+    if setting.shots:
+        parts.append(f"shots{setting.shots}")
+    return "-".join(parts + [part for part in (setting.adaptation, setting.protocol) if part])
 
 
 def name_families(predictions: pd.DataFrame) -> list[Family]:
@@ -206,21 +254,22 @@ def name_families(predictions: pd.DataFrame) -> list[Family]:
     Raises:
         PredictionsError: one run's rows disagree on what the run is.
     """
-    columns = ["run", "backbone", "method", "label_fraction", "draw", "adaptation", "protocol"]
+    columns = ["run", "backbone", "method", "label_fraction", "shots", "draw", "adaptation", "protocol"]
     runs = predictions[columns].drop_duplicates()
     if runs["run"].duplicated().any():
         raise PredictionsError(
             f"predictions: {int(runs['run'].duplicated().sum())} runs have rows of different {columns[1:]}"
         )
-    runs = runs.fillna({"label_fraction": 1.0, "draw": 0, "adaptation": "", "protocol": ""})
+    runs = runs.fillna({"label_fraction": 1.0, "shots": 0, "draw": 0, "adaptation": "", "protocol": ""})
     runs["adaptation"] = runs["adaptation"].where(runs["adaptation"] != "none", "")
     protocols = runs["protocol"].nunique()
     families = []
-    for key, members in runs.groupby(["protocol", "backbone", "method", "label_fraction", "adaptation"], sort=True):
-        protocol, backbone, method, fraction, adaptation = key
-        name = family_name(backbone, method, fraction, adaptation, protocol if protocols > 1 else "")
+    for key, members in runs.groupby(["backbone", "method", *Setting._fields], sort=True):
+        backbone, method, protocol, fraction, shots, adaptation = key
+        setting = Setting(protocol, float(fraction), int(shots), adaptation)
+        name = family_name(backbone, method, setting if protocols > 1 else setting._replace(protocol=""))
         draws = {str(run): int(draw) for run, draw in zip(members["run"], members["draw"], strict=True)}
-        families.append(Family(name, backbone, method, (protocol, float(fraction), adaptation), draws))
+        families.append(Family(name, backbone, method, setting, draws))
     return sorted(families, key=lambda family: family.name)
 
 
@@ -394,41 +443,63 @@ class _Cell:
     note: str = ""
 
 
-def _family_rows(
-    families: Sequence[Family],
-    groups: Sequence[Group],
-    target_sites: Sequence[str],
-    baseline_method: str,
-    points: Mapping[str, Row],
-    params: EvaluateParams,
-) -> Iterator[Row]:
-    cells = {family.name: _cells(family, groups, target_sites, points) for family in families}
+_Cells = Mapping[tuple[str, str, str], _Cell]  # by split, group and metric
+
+
+def _family_rows(families: Sequence[Family], cells: Mapping[str, _Cells], params: EvaluateParams) -> Iterator[Row]:
     for family in families:
         for (split, group, name), cell in cells[family.name].items():
             metric = METRICS[name]
             scale: Scale = "identity" if group == "target_minus_source" else metric.scale
             exact = metric.exact_at_border and group != "target_minus_source"
             yield _row(family, split, group, name, cell, params, scale, exact, metric.has_interval)
-        twin = _twin(family, families, baseline_method)
-        if twin is None:
+        for _, split, group, cell in _paired(family, families, cells, BASELINES[0]):
+            yield _row(family, split, group, f"{COMPARED_METRIC}_minus_{BASELINES[0]}", cell, params, "identity")
+
+
+def _comparisons(
+    finding: str, families: Sequence[Family], cells: Mapping[str, _Cells], params: EvaluateParams
+) -> Iterator[Comparison]:
+    for family in families:
+        if family.method in BASELINES:
             continue
-        for (split, group, name), cell in cells[family.name].items():
-            other = cells[twin.name].get((split, group, name))
-            if name == "auroc" and other is not None:
-                paired = _Cell(
-                    difference(cell.estimate, other.estimate),
-                    cell.num_images,
+        for baseline in BASELINES:
+            for twin, split, group, cell in _paired(family, families, cells, baseline):
+                yield Comparison(
+                    finding,
+                    family,
+                    twin,
+                    split,
+                    group,
+                    cell.estimate.value,
+                    standard_error(cell.estimate),
+                    _within_one(interval(cell.estimate, "identity", params.confidence)),
                     cell.num_patients,
-                    _joined(cell.note, f"{twin.method}: {other.note}" if other.note not in ("", cell.note) else ""),
+                    min(part.num_runs for part in cell.estimate.seeds),
+                    cell.note,
                 )
-                yield _row(family, split, group, f"auroc_minus_{baseline_method}", paired, params, "identity")
 
 
-def _twin(family: Family, families: Sequence[Family], baseline_method: str) -> Family | None:
-    if family.method == baseline_method:
+def _paired(
+    family: Family, families: Sequence[Family], cells: Mapping[str, _Cells], baseline: str
+) -> Iterator[tuple[Family, str, str, _Cell]]:
+    """The family's twin by another method, split, group and the difference, wherever both have a value or a note."""
+    twin = _twin(family, families, baseline)
+    if twin is None:
+        return
+    for (split, group, name), cell in cells[family.name].items():
+        other = cells[twin.name].get((split, group, name))
+        if name == COMPARED_METRIC and other is not None:
+            note = _joined(cell.note, f"{twin.method}: {other.note}" if other.note not in ("", cell.note) else "")
+            both = difference(cell.estimate, other.estimate)
+            yield twin, split, group, _Cell(both, cell.num_images, cell.num_patients, note)
+
+
+def _twin(family: Family, families: Sequence[Family], baseline: str) -> Family | None:
+    if family.method == baseline:
         return None
     for other in families:
-        if (other.backbone, other.method, other.setting) == (family.backbone, baseline_method, family.setting):
+        if (other.backbone, other.method, other.setting) == (family.backbone, baseline, family.setting):
             return other
     return None
 
@@ -519,17 +590,21 @@ def _row(
     }
     if has_interval:
         made = interval(cell.estimate, scale, params.confidence, exact)
-        low, high = made.low, made.high
         if scale == "identity" and (name not in METRICS or METRICS[name].scale == "logit"):
-            # A difference of two shares: what lies beyond -1 and 1 cannot be.
-            low, high = (float(np.clip(limit, -1.0, 1.0)) for limit in (low, high))
+            made = _within_one(made)
         row |= {
-            "ci_low": low,
-            "ci_high": high,
+            "ci_low": made.low,
+            "ci_high": made.high,
             "interval": made.text,
             "note": _joined(cell.note, made.note),
         }
     return row
+
+
+def _within_one(made: Interval) -> Interval:
+    """The interval of a difference of two shares: what lies beyond -1 and 1 cannot be."""
+    low, high = (float(np.clip(limit, -1.0, 1.0)) for limit in (made.low, made.high))
+    return replace(made, low=low, high=high)
 
 
 def _single_run_rows(families: Sequence[Family], groups: Sequence[Group]) -> Iterator[Row]:

@@ -18,13 +18,14 @@ from urllib.parse import urlparse
 
 import torch
 from pydantic import model_validator
+from safetensors.torch import load_file
 from torchvision.models import get_model_weights
 
 from pipeline import cli
 from pipeline.errors import PipelineError
 from pipeline.params import ParamsError, StrictParams, load_names, load_params, nearest
-from pipeline.training.backbone import InputSpec, architecture, input_spec, load_state
-from pipeline.training.checkpoints import WEIGHTS_CARD, file_sha256, save_weights
+from pipeline.training.backbone import INCEPTION_PX, InputSpec, architecture, input_spec, load_state
+from pipeline.training.checkpoints import MODEL_CARD, WEIGHTS_CARD, file_sha256, save_weights
 
 _TIMEOUT_SECONDS = 20.0
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -42,6 +43,9 @@ class BackboneParams(StrictParams):
     ``weights``: an entry of the architecture's weights enum, for torchvision's own files. Or a local ``file``
     (relative to params.yaml): a state dict of the whole model, with its ``sha256``, a ``description`` of where it is
     from, its ``licence``, and what it was ``pretrained_on``, which decides whether the report speaks of ImageNet.
+
+    A ``file`` may be a study's own ``model.safetensors``, with its card beside it: transfer in two steps. Its licence
+    is that of the weights it was made from.
     """
 
     weights: str | None = None
@@ -108,6 +112,30 @@ def read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
     return {_DENSE_LAYER.sub(r"\1\2", key): value for key, value in state.items()}
 
 
+def read_study_model(path: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The trunk of a model that ``finetune`` made, under an untrained head, and its card.
+
+    Raises:
+        PipelineError: it is not such a model, of this backbone, whole but for its head.
+    """
+    card_file = path.with_name(MODEL_CARD)
+    if not card_file.is_file():
+        raise PipelineError(f"backbones.{name}: {path} has no {MODEL_CARD} beside it, which says what it is")
+    card = json.loads(card_file.read_text(encoding="utf-8"))
+    if card["backbone"] != name:
+        raise PipelineError(f"backbones.{name}: {path} is a {card['backbone']}")
+    model = architecture(name, seed=0)
+    state = model.state_dict()
+    trunk = {key.removeprefix("trunk."): value for key, value in load_file(path).items() if key.startswith("trunk.")}
+    lacking = sorted(set(state) - set(trunk))
+    if len(lacking) > 2 or not all(key.endswith((".weight", ".bias")) for key in lacking):
+        raise PipelineError(
+            f"backbones.{name}: {path} lacks more than its head ({', '.join(lacking[:5])}); take a model of a method "
+            "that keeps all layers"
+        )
+    return {**state, **trunk}, card
+
+
 def random_state(name: str) -> dict[str, torch.Tensor]:
     """Random weights to stand in for pretrained ones, with batch-norm statistics taken from noise images.
 
@@ -115,15 +143,18 @@ def random_state(name: str) -> dict[str, torch.Tensor]:
     vanish in evaluation mode, and a head fitted on them would explode once training begins.
     """
     model = architecture(name, seed=0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # a plain average over the batches
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return model.state_dict()
+    for module in layers:
+        module.momentum = None  # a plain average over the batches
+    size_px = INCEPTION_PX if name == "inception_v3" else 96
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # dropout
         model.train()
         for _ in range(4):
-            model(torch.randn(16, 3, 96, 96, generator=generator))
+            model(torch.randn(16, 3, size_px, size_px, generator=generator))
     return model.state_dict()
 
 
@@ -143,8 +174,13 @@ def fetch(name: str, params: BackboneParams, *, base: Path, given: Path | None, 
         if found != params.sha256:
             raise PipelineError(f"backbones.{name}.sha256 is {params.sha256}, but {params.file} has {found}")
         origin = "imagenet" if params.pretrained_on == "imagenet" else "file"
-        card |= {"initialisation": origin, "name": params.description, "sha256": found, "licence": params.licence}
-        state = read_state(path, name)
+        licence = params.licence
+        if path.suffix == ".safetensors":
+            state, made = read_study_model(path, name)
+            licence = licence or made["weights_licence"]
+        else:
+            state = read_state(path, name)
+        card |= {"initialisation": origin, "name": params.description, "sha256": found, "licence": licence}
     else:
         enum = get_model_weights(name)
         if params.weights not in enum.__members__:

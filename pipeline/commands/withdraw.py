@@ -38,9 +38,10 @@ from pipeline.key import load_key
 from pipeline.ledger import forget, holds_patient
 from pipeline.params import load_names
 from pipeline.tables import Manifest, read_table, write_table
+from pipeline.training.budget import annotated_patients
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, read_withdrawn, write_withdrawn
 
-SCRATCH = tuple(Path(".checkpoints") / stage for stage in ("ingest", "preprocess"))
+SCRATCH = tuple(Path(".checkpoints") / stage for stage in ("ingest", "preprocess", "finetune"))
 _PARQUET = b"PAR1"
 _ROW_IDS = ("patient_id", "image_id", "source_id", "duplicate_of")  # columns that say whose a row is
 _MODEL_CARD = "model.json"
@@ -334,33 +335,29 @@ class ModelRun:
 USES = {
     "train": "trained on this patient",
     "id_val": "selected on this patient (id_val)",
-    "fraction": "not trained on this patient: outside its label fraction",
+    "fraction": "not trained on this patient: outside its label budget",
     "unknown": "cannot be known: what it was trained on is no longer in the cache",
 }
 
 
-def use_of(samples: pd.DataFrame, patient: str, card: Mapping[str, Any]) -> str | None:
+def use_of(gathered: pd.DataFrame, patient: str, card: Mapping[str, Any]) -> str | None:
     """What a run made of a patient (a key of ``USES``); None where its data do not hold the patient.
 
     Args:
-        samples: patient_id and split, as gathered.
+        gathered: patient_id, split and a column of labels for each finding.
         patient: pseudonym.
         card: the model's.
     """
-    own = samples[samples["patient_id"] == patient]
+    own = gathered[gathered["patient_id"] == patient]
     if not len(own):
         return None
     if "id_val" in set(own["split"]):
         return "id_val"
-    if card["label_fraction"] == 1.0:
-        return "train"
-    # torch takes seconds to import and is needed for this alone
-    from pipeline.stages.finetune import Run, annotated
-
-    run = Run(**{name: card[name] for name in ("backbone", "method", "seed", "label_fraction", "draw")})
-    train = np.flatnonzero((samples["split"] == "train").to_numpy(bool))
-    patients = samples["patient_id"].to_numpy(str)
-    return "train" if patient in set(patients[annotated(train, patients, run)]) else "fraction"
+    train = gathered[gathered["split"] == "train"]
+    labels = train.drop(columns=["patient_id", "split"]).to_numpy(np.float32, na_value=np.nan)
+    patients = train["patient_id"].to_numpy(str)
+    chosen = annotated_patients(labels, patients, card["label_fraction"], card["draw"], card["shots"])
+    return "train" if patient in chosen else "fraction"
 
 
 def list_models(cache: Cache, productions: Iterable[Production], identity: Identity, study: Path) -> list[ModelRun]:
@@ -401,16 +398,29 @@ def _cards(cache: Cache, oid: str, folder: Path | None) -> Iterator[tuple[str, d
 
 
 def _samples(cache: Cache, oid: str) -> pd.DataFrame | None:
-    for entry in cache.trees.get(oid, {}).values():
-        if entry in cache.tables and {"patient_id", "split"} <= set(columns_of(cache.objects[entry])):
-            return read_columns(cache.objects[entry], ["patient_id", "split"])
-    return None
+    tables = [cache.objects[entry] for entry in cache.trees.get(oid, {}).values() if entry in cache.tables]
+    return _joined(tables)
 
 
 def _workspace_samples(study: Path, production: Production) -> pd.DataFrame | None:
     folder = next(study / path for path in production.deps if Path(path).name == _GATHER)
-    table = folder / "samples.parquet"
-    return read_columns(table, ["patient_id", "split"]) if table.is_file() else None
+    return _joined([path for path in (folder / "samples.parquet", folder / "labels.parquet") if path.is_file()])
+
+
+def _joined(tables: Iterable[Path]) -> pd.DataFrame | None:
+    """What was gathered, an image a row: patient_id, split, and a column of labels for each finding."""
+    samples, labels = None, None
+    for table in tables:
+        names = set(columns_of(table))
+        if {"patient_id", "split"} <= names:
+            samples = read_columns(table, ["image_id", "patient_id", "split"])
+        elif {"finding", "label"} <= names:
+            labels = read_columns(table, ["image_id", "finding", "label"])
+            labels["label"] = pd.to_numeric(labels["label"])
+    if samples is None or labels is None:
+        return None
+    wide = labels.set_index(["image_id", "finding"])["label"].unstack()  # noqa: PD010 - a key is unique; nothing to aggregate
+    return samples.merge(wide, left_on="image_id", right_index=True, how="left").drop(columns="image_id")
 
 
 # --- the command ------------------------------------------------------------------------------------------

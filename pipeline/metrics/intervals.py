@@ -45,6 +45,8 @@ LEAST_CHUNK = 32
 # decide which groups of three get an interval.
 MAX_UNDEFINED = 0.07
 
+NO_VARIATION = "no variation between resamples"
+
 
 def patient_counts(patients: Sequence[str], resamples: int, seed: int) -> CountArray:
     """How often each patient is taken in each resample, (num_patients, resamples) uint8, Poisson(1).
@@ -105,6 +107,29 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class VariancePart:
+    """A part of an estimate's variance, with the degrees of freedom that it is known on."""
+
+    variance: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class StandardError:
+    """Standard error of an estimate and its degrees of freedom (NaN: none), and why there are none.
+
+    ``patients`` and ``seeds`` are what it is made of, taken apart: I stands with the seeds, and S^2 - I is not cut off
+    at 0. No ``seeds`` where there is nothing to tell their spread from, or no spread.
+    """
+
+    value: float
+    freedom: float
+    note: str = ""
+    patients: VariancePart | None = None
+    seeds: VariancePart | None = None
+
+
+@dataclass(frozen=True)
 class Interval:
     """Limits (NaN: none), how they were made, and why there are none."""
 
@@ -153,6 +178,31 @@ def extreme(estimates: Sequence[Estimate], lowest: bool) -> tuple[int, Estimate]
     return index, Estimate(chosen.value, stacked.min(axis=0) if lowest else stacked.max(axis=0), seeds, chosen.patients)
 
 
+def standard_error(estimate: Estimate) -> StandardError:
+    """The standard error over patients and seeds, with Welch and Satterthwaite's degrees of freedom.
+
+    What intervals (``interval``) and tests (``pipeline.analysis.verdict``) are both made of.
+    """
+    m = estimate.patients
+    if not np.isfinite(estimate.value):
+        return StandardError(float("nan"), float("nan"), "no value")
+    if m < 2:
+        return StandardError(float("nan"), float("nan"), "a single patient")
+    defined = estimate.draws[np.isfinite(estimate.draws)]
+    undefined = 1.0 - len(defined) / len(estimate.draws)
+    if undefined > MAX_UNDEFINED:
+        return StandardError(float("nan"), float("nan"), f"undefined in {undefined:.0%} of the resamples")
+    patients = float(np.var(defined, ddof=1)) * m / (m - 1)
+    variance, freedom = _welch_satterthwaite(patients, m - 1, estimate.seeds)
+    # Not == 0: equal resamples differ by rounding.
+    if variance <= 1e-20:
+        return StandardError(float("nan"), float("nan"), NO_VARIATION)
+    several = [part for part in estimate.seeds if part.spread > 0]
+    shared = max(0.0, patients - sum(part.interaction for part in several))
+    seeds = VariancePart(sum(part.spread for part in several), sum(part.num_runs - 1 for part in several))
+    return StandardError(float(np.sqrt(variance)), freedom, "", VariancePart(shared, m - 1), seeds if several else None)
+
+
 def interval(estimate: Estimate, scale: Scale, confidence: float = 0.95, exact: bool = False) -> Interval:
     """Limits from the standard error and Student's t, symmetric on ``scale``.
 
@@ -173,23 +223,18 @@ def interval(estimate: Estimate, scale: Scale, confidence: float = 0.95, exact: 
     share = f"{confidence * 100:g} %"
     if not np.isfinite(estimate.value):
         return _none("")
-    if estimate.patients < 2:
-        return _none("no interval: a single patient")
-    defined = estimate.draws[np.isfinite(estimate.draws)]
-    undefined = 1.0 - len(defined) / len(estimate.draws)
-    if undefined > MAX_UNDEFINED:
-        return _none(f"no interval: undefined in {undefined:.0%} of the resamples")
-    m = estimate.patients
-    patients = float(np.var(defined, ddof=1)) * m / (m - 1)
-    variance, freedom = _welch_satterthwaite(patients, m - 1, estimate.seeds)
+    found = standard_error(estimate)
+    constant = found.note == NO_VARIATION
+    if found.note and not constant:
+        return _none(f"no interval: {found.note}")
     if exact and scale == "logit" and estimate.value in (0.0, 1.0):
+        m = estimate.patients
         tail = ((1.0 - confidence) / 2) ** (1 / m)
         low, high = (tail, 1.0) if estimate.value == 1.0 else (0.0, 1.0 - tail)
         return Interval(low, high, f"{share}, exact binomial on {m} patients (value at the border)")
-    # Not == 0: equal resamples differ by rounding.
-    if variance <= 1e-20 or (scale != "identity" and _slope(estimate.value, scale) <= 0):
-        return _none("no interval: no variation between resamples")
-    half = float(student_t.ppf((1.0 + confidence) / 2, freedom)) * float(np.sqrt(variance))
+    if constant or (scale != "identity" and _slope(estimate.value, scale) <= 0):
+        return _none(f"no interval: {NO_VARIATION}")
+    half = float(student_t.ppf((1.0 + confidence) / 2, found.freedom)) * found.value
     low, high = _limits(estimate.value, half, scale)
     return Interval(low, high, f"{share}, {scale} scale, t; bootstrap of patients{_seeds_text(estimate.seeds)}")
 

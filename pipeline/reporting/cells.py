@@ -12,8 +12,14 @@ from pipeline.reporting.study import GAP, SCRATCH, WORST, Family, Place, Row, St
 DASH = "–"
 MINUS = "−"
 
-_DECIMALS = {"brier": 3, "log_loss": 3, "ece": 3, "threshold": 3}
-_SIGNED = {"auroc_minus_scratch"}
+_DECIMALS = {"brier": 3, "log_loss": 3, "ece": 3, "threshold": 3, "train_loss": 3, "id_val_loss": 3, "gap": 3}
+_SIGNED = {"auroc_minus_scratch", "difference", "gap"}
+_SHARES = {"share", "saving"}
+_NO_PEOPLE = {"num_parameters", "num_runs"}
+# A label budget is what the study sets, no count of who is in it: it is told however small.
+_BUDGETS = {"labelled_patients", "all_patients"}
+_SETTINGS = {"margin", "alpha"}  # as they were set, not rounded
+LEAST_P = 0.0001
 
 
 def join_key(parts: Iterable[Any]) -> str:
@@ -35,7 +41,7 @@ def is_small(value: Any, min_cell: int) -> bool:
 
 
 def _is_count(column: str) -> bool:
-    return column == "count" or (column.startswith("num_") and column != "num_parameters")
+    return column == "count" or (column.startswith("num_") and column not in _NO_PEOPLE)
 
 
 def count(row: Row, column: str, min_cell: int) -> str:
@@ -86,19 +92,26 @@ def shown(row: Row, column: str, min_cell: int) -> str:
         return DASH
     if _is_count(column):
         return count(row, column, min_cell)
-    if column == "share":
-        return f"{100 * value:.1f} %"
+    if column in _SHARES:
+        return f"{100 * value:.1f} %".replace("-", MINUS)
+    if column in _BUDGETS:
+        return f"{value:,.0f}"
+    if column in _SETTINGS:
+        return next((text for text in (f"{value:.2f}", f"{value:.3f}") if float(text) == value), f"{value:.4f}")
+    if column.startswith("p_"):
+        return number(value, 3) if value >= LEAST_P else f"<{LEAST_P}"
     if isinstance(value, float):
         metric = row.get("metric", column)
-        return number(value, _DECIMALS.get(metric, 2), metric in _SIGNED or row.get("group") == GAP)
+        signed = metric in _SIGNED or row.get("group") == GAP or (column.startswith("ci_") and "difference" in row)
+        return number(value, _DECIMALS.get(metric, 2), signed)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def interval(row: Row | None, min_cell: int) -> str:
+def interval(row: Row | None, min_cell: int, column: str = "value") -> str:
     """``value (low to high)`` as text, for figures."""
-    if row is None or row["value"] is None:
+    if row is None or row[column] is None:
         return DASH
-    text = shown(row, "value", min_cell)
+    text = shown(row, column, min_cell)
     if row["ci_low"] is None or row["ci_high"] is None:
         return text
     return f"{text} ({shown(row, 'ci_low', min_cell)} to {shown(row, 'ci_high', min_cell)})"
@@ -140,15 +153,21 @@ class Cells:
         row = self._study.row("metrics", key)
         if row is None and family.base == SCRATCH and metric == "auroc_minus_scratch":
             return self._dash("", "the reference itself")
-        value = self.cell("metrics", key, "value")
-        if row is None or row["value"] is None or row["ci_low"] is None or row["ci_high"] is None:
+        quoted = self.quoted("metrics", key, "value", stacked)
+        if not stacked or place != WORST or row is None or row["ci_low"] is None or not row["note"]:
+            return quoted
+        # Which hospital was the worst stands in the note.
+        return quoted + Markup('<span class="ci which">{}</span>').format(self.cell("metrics", key, "note"))
+
+    def quoted(self, table: str, key: tuple[Any, ...], column: str, stacked: bool = False) -> Markup:
+        """A value and, where there is one, its interval: in one line, or below (``stacked``)."""
+        row = self._study.row(table, key)
+        value = self.cell(table, key, column)
+        if row is None or row[column] is None or row["ci_low"] is None or row["ci_high"] is None:
             return value
-        low, high = self.cell("metrics", key, "ci_low"), self.cell("metrics", key, "ci_high")
+        low, high = self.cell(table, key, "ci_low"), self.cell(table, key, "ci_high")
         if stacked:
-            # Which hospital was the worst stands in the note.
-            note = self.cell("metrics", key, "note") if place == WORST and row["note"] else None
-            which = Markup('<span class="ci which">{}</span>').format(note) if note else ""
-            return Markup('{} <span class="ci">{} to {}</span>{}').format(value, low, high, which)
+            return Markup('{} <span class="ci">{} to {}</span>').format(value, low, high)
         return Markup("{}&nbsp;({}&nbsp;to&nbsp;{})").format(value, low, high)
 
     def method(self, family: Family) -> Markup:

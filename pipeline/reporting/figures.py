@@ -1,6 +1,7 @@
 """Tables to figures. Sizes are set in inches, so that no label overlaps; the same tables give the same bytes.
 
-Colours are Okabe and Ito's, told apart with any colour vision; markers and dashes differ too.
+Colours are Okabe and Ito's, and two dark ones of Tol's "muted" where those end: told apart with any colour vision;
+markers and dashes differ too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,23 +15,31 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pipeline.reporting import cells
-from pipeline.reporting.study import ELSEWHERE, HOME, STEPS, Family, Place, Row, Study, label
+from pipeline.reporting.study import ELSEWHERE, HOME, SCRATCH, STEPS, Family, Place, Row, Study, label
 
 DPI = 160
 INK, MUTED, FAINT, GRID = "#1c2126", "#5b6670", "#9aa5af", "#e3e7ea"
 ALARM = "#a63c00"
 HOME_BAND, ELSEWHERE_BAND = "#eef4f8", "#fbf3ec"
+MARGIN_BAND = "#dae1e6"
 _LOOKS = {
     "scratch": ("#4d4d4d", "o"),
+    "scratch_converged": ("#4d4d4d", "X"),
+    "prototypes": ("#CC79A7", "*"),
     "linear_probe": ("#0072B2", "s"),
+    "vgg_head": ("#56B4E9", "P"),
     "full_finetune": ("#D55E00", "D"),
     "lp_ft": ("#009E73", "^"),
+    "gradual_unfreeze": ("#E69F00", "v"),
+    "layer_decay": ("#332288", "<"),
+    "l2_sp": ("#882255", ">"),
 }
-_SPARE_LOOKS = (("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
+_SPARE_LOOKS = (("#E69F00", "h"), ("#56B4E9", "d"), ("#009E73", "p"))
+_VERDICT_INK = {"helps": "#00664b", "harms": ALARM, "equivalent": "#0b5c8a", "undecided": MUTED}
 _SITE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d")
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -178,12 +187,89 @@ def forest(study: Study, finding: str, backbone: str) -> Figure:
     return sheet.figure
 
 
-def _interval(axes: Axes, row: Row | None, y: float, colour: str, marker: str) -> None:
-    if row is None or row["value"] is None:
+def verdicts(study: Study, finding: str, backbone: str, against: str) -> Figure:
+    """Per place and method the difference in AUROC from a baseline, beside the margin, and its verdict."""
+    judged = study.judged(finding, backbone, against)
+    families = [family for family in study.main_families(backbone) if family in judged] or judged
+    places, look = study.verdict_places(finding), looks(study)
+    rows = {
+        (place, family): row
+        for place in places
+        for family in families
+        if (row := study.verdict(family, finding, place, against)) is not None
+    }
+    row_height, gap = 0.225, 0.5
+    top = sum(1 + gap + len(families) for _ in places)
+    height = top * row_height
+    sheet = _Sheet(
+        10.4,
+        height + 1.15,
+        f"Does transfer help? {label(finding)}, {backbone}",
+        f"Difference in AUROC from the same network trained {_lower(label(against))}, with intervals and verdicts.",
+        study.not_imagenet,
+    )
+    panel = sheet.axes(2.75, 0.3, 3.3, height)
+    columns = {"difference": 6.15, "verdict": 7.65, "p_holm": 8.5, "p_equivalence_holm": 9.35}
+    heads = {
+        "difference": "Difference",
+        "verdict": "Verdict",
+        "p_holm": "p, differs",
+        "p_equivalence_holm": "p, equivalent",
+    }
+    sheet.text(2.75, sheet.head + 0.2, "Difference in AUROC", weight="bold", va="bottom")
+    for column, left in columns.items():
+        sheet.text(left, sheet.head + 0.2, heads[column], weight="bold", va="bottom")
+    back = sheet.axes(0.1, 0.3, 10.2, height, zorder=-1)
+    back.axis("off")
+    back.set(xlim=(0.1, 10.3), ylim=(top, 0))
+    y = 0.0
+    for place in places:
+        end = y + len(families) + 1 + gap
+        back.axhspan(y + 0.1, end - 0.1, color=HOME_BAND if place.where == "Home" else ELSEWHERE_BAND, lw=0)
+        first = next((rows[place, family] for family in families if (place, family) in rows), None)
+        patients = "" if first is None else f"  ({cells.shown(first, 'num_patients', study.min_cell)} patients)"
+        back.text(0.2, y + 0.75, f"{place.title}{patients}", weight="bold", va="center")
+        for offset, family in enumerate(families):
+            at, row = y + 1.6 + offset, rows.get((place, family))
+            back.text(0.38, at, _short(family.label, 36), va="center", color=INK)
+            _interval(panel, row, at, *look[family.base], column="difference")
+            texts = dict.fromkeys(columns, cells.DASH)
+            if row is not None:
+                texts |= {column: cells.shown(row, column, study.min_cell) for column in columns}
+                texts["difference"] = cells.interval(row, study.min_cell, "difference")
+            for column, left in columns.items():
+                ink = _VERDICT_INK.get(texts["verdict"], FAINT) if column == "verdict" else INK
+                weight = "bold" if texts[column] in ("helps", "harms", "equivalent") else "normal"
+                back.text(left, at, texts[column], va="center", size=8, color=ink, weight=weight)
+        y = end
+    margins = [row["margin"] for row in rows.values()]
+    ends = [row[end] for row in rows.values() for end in ("difference", "ci_low", "ci_high") if row[end] is not None]
+    ends += [sign * margin for margin in margins for sign in (-1.25, 1.25)]
+    space = 0.04 * (max(ends) - min(ends))
+    panel.set(ylim=(top, 0), yticks=[], xlim=(min(ends) - space, max(ends) + space), facecolor="none")
+    panel.axvspan(-max(margins), max(margins), color=MARGIN_BAND, lw=0, zorder=0.5)
+    panel.axvline(0.0, color=INK, lw=1.1, zorder=1)
+    panel.spines["left"].set_visible(False)
+    panel.grid(axis="x")
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    panel.tick_params(axis="x", length=3, labelsize=8)
+    told = sorted({cells.shown(row, "margin", study.min_cell) for row in rows.values()})
+    panel.set_xlabel(f"line: no difference; grey: within the margin of {' or '.join(told)}", fontsize=8, color=MUTED)
+    note = "Right of the line: better than from scratch. Intervals are not adjusted; p-values are, after Holm."
+    sheet.text(2.75, sheet.height - 0.16, note, size=8, color=MUTED, va="bottom")
+    return sheet.figure
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _interval(axes: Axes, row: Row | None, y: float, colour: str, marker: str, column: str = "value") -> None:
+    if row is None or row[column] is None:
         return
     if row["ci_low"] is not None and row["ci_high"] is not None:
         axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, lw=1.8, solid_capstyle="butt", zorder=2)
-    axes.plot([row["value"]], [y], marker=marker, ms=6, color=colour, mec="white", mew=0.8, zorder=3)
+    axes.plot([row[column]], [y], marker=marker, ms=6, color=colour, mec="white", mew=0.8, zorder=3)
 
 
 def _span(rows: Sequence[Row], families: Sequence[Family], places: Sequence[Place]) -> tuple[float, float]:
@@ -200,6 +286,138 @@ def _span(rows: Sequence[Row], families: Sequence[Family], places: Sequence[Plac
         return -0.1, 1.0
     margin = max(0.04 * (max(ends) - min(ends)), 0.01)
     return min(ends) - margin, max(ends) + margin
+
+
+def efficiency(study: Study, finding: str, backbone: str) -> Figure:
+    """AUROC by the number of labelled patients, at home and elsewhere, and the savings read off."""
+    found = {
+        place: [
+            row
+            for _, row, where in study.savings(finding, backbone)
+            if where == place and row["against"] == SCRATCH and row["saving"] is not None
+        ]
+        for place in (HOME, ELSEWHERE)
+    }
+    lines = max(len(rows) for rows in found.values())
+    sheet, panels = _curves(
+        study,
+        finding,
+        backbone,
+        "labelled_patients",
+        "What labels buy",
+        "AUROC. Dashed: from scratch with all labels. Ring: where a method reaches that; arrow: there, or with fewer.",
+        0.12 + 0.19 * (lines + 1) * (lines > 0),
+    )
+    for (place, axes), left in zip(panels.items(), (0.75, 5.75), strict=False):
+        for row in study.points(finding, backbone, place).get(study.family(f"{backbone}-{SCRATCH}"), []):
+            if row["budget"] == "all" and row["value"] is not None:
+                axes.axhline(row["value"], color=MUTED, lw=1.1, ls=(0, (4, 3)), zorder=1)
+        top = sheet.height - 0.19 * (lines + 1) - 0.05
+        if found[place]:
+            sheet.text(
+                left, top, "Labelled patients saved for the AUROC of the dashed line", size=8, color=MUTED, va="top"
+            )
+        for number, row in enumerate(found[place], start=1):
+            family = study.family(row["curve"])
+            at, ring = (row["labelled_patients"], row["value"]), "o" if row["bound"] == "reached" else "<"
+            axes.plot(*at, ring, mfc="none", mec=looks(study)[family.base][0], mew=1.5, ms=10, zorder=4, clip_on=False)
+            few = " (shots)" if row["budget"] == "shots" else ""
+            least = "at least " if row["bound"] == "at_least" else ""
+            saving = cells.shown(row, "saving", study.min_cell)
+            sheet.text(left, top + 0.19 * number, f"{_short(family.label, 32)}{few}: {least}{saving}", size=8, va="top")
+    return sheet.figure
+
+
+def costs(study: Study, finding: str, backbone: str) -> Figure:
+    """AUROC by the floating point operations of a training, at home and elsewhere."""
+    sheet, _ = _curves(
+        study,
+        finding,
+        backbone,
+        "train_tflop",
+        "What training costs",
+        "AUROC by floating point operations of a training (counted, not timed), with intervals.",
+        0.1,
+    )
+    return sheet.figure
+
+
+_X_LABELS = {
+    "labelled_patients": "Labelled patients (logarithmic)",
+    "train_tflop": "Tera floating point operations per training (logarithmic)",
+}
+
+
+def _curves(
+    study: Study, finding: str, backbone: str, column: str, title: str, subtitle: str, below: float
+) -> tuple[_Sheet, dict[Place, Axes]]:
+    """AUROC over ``column`` on a logarithmic axis, a panel each for home and elsewhere; ``below``: inches left free."""
+    places = [place for place in (HOME, ELSEWHERE) if study.points(finding, backbone, place)]
+    curves = {place: study.points(finding, backbone, place) for place in places}
+    look, families = looks(study), list(dict.fromkeys(f for of_place in curves.values() for f in of_place))
+    per_row = 4
+    legend_lines = -(-len(families) // per_row)
+    width, height = 4.4, 2.9
+    sheet = _Sheet(
+        10.4,
+        height + 1.05 + 0.2 * legend_lines + below,
+        f"{title}: {label(finding)}, {backbone}",
+        subtitle,
+        study.not_imagenet,
+    )
+    panels: dict[Place, Axes] = {}
+    handles: dict[Family, Any] = {}
+    for number, place in enumerate(places):
+        axes = sheet.axes(0.75 + 5.0 * number, 0.3, width, height, sharey=next(iter(panels.values()), None))
+        panels[place] = axes
+        axes.set_title(place.title, loc="left", fontsize=10, fontweight="bold")
+        every = [row[column] for rows in curves[place].values() for row in rows if row[column]]
+        span = np.log10(max(every) / min(every)) if every else 0.0
+        for turn, family in enumerate(families):
+            colour, marker = look[family.base]
+            # Side by side, so that no interval hides another.
+            aside = 10 ** ((turn - (len(families) - 1) / 2) * 0.008 * max(span, 0.3))
+            drawn = [row for row in curves[place].get(family, []) if row[column] and row["value"] is not None]
+            for row in drawn:
+                x = row[column] * aside
+                if row["ci_low"] is not None and row["ci_high"] is not None:
+                    axes.plot([x, x], [row["ci_low"], row["ci_high"]], color=colour, lw=1.1, alpha=0.75, zorder=2)
+                axes.plot([x], [row["value"]], marker=marker, ms=5.5, color=colour, mec="white", mew=0.7, zorder=3)
+            for budget, dashes in (("share", "-"), ("shots", (0, (1, 1.5)))):
+                line = sorted((row[column] * aside, row["value"]) for row in drawn if row["budget"] in (budget, "all"))
+                if any(row["budget"] == budget for row in drawn):
+                    axes.plot([x for x, _ in line], [y for _, y in line], color=colour, lw=1.3, ls=dashes, zorder=2)
+            handles[family] = axes.plot(
+                [],
+                [],
+                marker=marker,
+                color=colour,
+                ms=5.5,
+                lw=1.3,
+                mec="white",
+                mew=0.7,
+                label=_short(family.label, 32),
+            )[0]
+        axes.set(xscale="log", xlabel=_X_LABELS[column])
+        if every:
+            least = 10 ** (max(0.08 * span, 0.1))
+            axes.set_xlim(min(every) / least, max(every) * least)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 2.5 else (1.0,)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(labelsize=8, length=3)
+        axes.grid()
+        if number == 0:
+            axes.set_ylabel("AUROC")
+    if not families:
+        sheet.text(0.75, sheet.head + 0.6, "No points are recorded.", color=MUTED)
+        return sheet, panels
+    legend = sheet.axes(0.65, height + 0.85, 9.6, 0.2 * legend_lines)
+    legend.axis("off")
+    legend.legend(
+        handles=list(handles.values()), loc="upper left", ncols=per_row, borderpad=0, borderaxespad=0, fontsize=8
+    )
+    return sheet, panels
 
 
 def reliability(study: Study, finding: str, backbone: str) -> Figure:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.reporting import figures
 from pipeline.reporting.cells import Cells
 from pipeline.reporting.study import (
+    BASELINES,
     DIFFERENCE,
     ELSEWHERE,
     HOME,
@@ -50,6 +51,14 @@ def draw(
         drawn[slug("curves", backbone)] = figures.to_png(figures.training_curves, study, backbone)
         for finding in study.findings:
             names = slug(finding, backbone)
+            for against in study.baselines(finding, backbone):
+                drawn[f"verdict-{names}-{slug(against)}"] = figures.to_png(
+                    figures.verdicts, study, finding, backbone, against
+                )
+            if study.label_budgets(finding, backbone) > 1:
+                drawn[f"labels-{names}"] = figures.to_png(figures.efficiency, study, finding, backbone)
+            if study.has_costs(finding, backbone):
+                drawn[f"costs-{names}"] = figures.to_png(figures.costs, study, finding, backbone)
             drawn[f"forest-{names}"] = figures.to_png(figures.forest, study, finding, backbone)
             drawn[f"reliability-{names}"] = figures.to_png(figures.reliability, study, finding, backbone)
     return drawn
@@ -78,6 +87,7 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
             WORST=WORST,
             DIFFERENCE=DIFFERENCE,
             SCRATCH=SCRATCH,
+            BASELINES=BASELINES,
             KINDS=OUTLIER_KINDS,
             style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         )

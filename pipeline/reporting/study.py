@@ -11,12 +11,20 @@ import pandas as pd
 from pipeline import tables
 
 SCRATCH = "scratch"
+CONVERGED = "scratch_converged"
 METHODS = {
     SCRATCH: "From scratch",
+    CONVERGED: "From scratch, to convergence",
+    "prototypes": "Prototypes (few-shot)",
     "linear_probe": "Linear probe",
+    "vgg_head": "VGG-style head",
     "full_finetune": "Full fine-tuning",
     "lp_ft": "Linear probe, then fine-tuning",
+    "gradual_unfreeze": "Gradual unfreezing",
+    "layer_decay": "Layer-wise learning rates",
+    "l2_sp": "L2-SP",
 }
+BASELINES = (SCRATCH, CONVERGED)
 SPLITS = {
     "train": "Training",
     "id_val": "Validation at home",
@@ -63,6 +71,10 @@ CONTRACTS: dict[str, type[tables.Table]] = {
     "metrics": tables.Metrics,
     "calibration": tables.Calibration,
     "thresholds": tables.Thresholds,
+    "verdicts": tables.Verdicts,
+    "efficiency": tables.Efficiency,
+    "savings": tables.LabelSavings,
+    "overfitting": tables.Overfitting,
     "runs": tables.Runs,
     "curves": tables.Curves,
     "flow": tables.Flow,
@@ -138,6 +150,14 @@ class Place(NamedTuple):
         return {"worst_site": "Elsewhere, worst hospital", GAP: "Elsewhere minus home"}.get(
             self.group, f"{self.where}, all hospitals"
         )
+
+
+class Remark(NamedTuple):
+    """A note in the table of verdicts: the first key that has it, and the families and places it concerns."""
+
+    key: tuple[Any, ...]
+    families: tuple[Family, ...]
+    places: tuple[Place, ...]
 
 
 class Text(NamedTuple):
@@ -255,11 +275,7 @@ class Study:
         """What was evaluated over all seeds: each run but single trainings, which have AUROC alone."""
         single = set(self._indices["runs"])
         names = {run for (run, *_), row in self.rows("metrics") if (run,) not in single or row["metric"] != "auroc"}
-        order = list(METHODS)
-        found = [Family(name, *name.partition("-")[::2]) for name in sorted(names)]
-        return sorted(
-            found, key=lambda f: (f.backbone, order.index(f.base) if f.base in order else len(order), f.method)
-        )
+        return _in_order(names)
 
     @cached_property
     def backbones(self) -> list[str]:
@@ -269,6 +285,87 @@ class Study:
     def families_of(self, backbone: str) -> list[Family]:
         """A backbone's families: the scratch twin, the known methods, then others by name."""
         return [family for family in self.families if family.backbone == backbone]
+
+    def main_families(self, backbone: str) -> list[Family]:
+        """Those that had all labels; where there are none, all."""
+        budgets = {row["run"]: row["budget"] for _, row in self.rows("efficiency", backbone=backbone)}
+        families = self.families_of(backbone)
+        return [family for family in families if budgets.get(family.run, "all") == "all"] or families
+
+    def verdict(self, family: Family, finding: str, place: Place, against: str) -> Row | None:
+        """One row of the table of verdicts."""
+        return self.row("verdicts", (family.run, finding, place.split, place.group, against))
+
+    def judged(self, finding: str, backbone: str, against: str) -> list[Family]:
+        """A backbone's families that were compared with a baseline; also where there is no verdict."""
+        runs = {row["run"] for _, row in self.rows("verdicts", finding=finding, against=against)}
+        return [family for family in self.families_of(backbone) if family.run in runs]
+
+    def baselines(self, finding: str, backbone: str) -> list[str]:
+        """The methods from random weights that a backbone's families were compared with."""
+        return [against for against in BASELINES if self.judged(finding, backbone, against)]
+
+    def verdict_places(self, finding: str) -> list[Place]:
+        """Home first; a side's only hospital is the side."""
+        seen = {(row["split"], row["group"]) for _, row in self.rows("verdicts", finding=finding)}
+        ordered: list[Place] = []
+        for pooled, sites in ((HOME, self.sources), (ELSEWHERE, self.targets)):
+            own = [Place(pooled.split, f"site={site}", pooled.where, site) for site in sites]
+            ordered += [pooled._replace(site=sites[0])] if len(own) == 1 else [pooled, *own]
+        return [place for place in ordered if (place.split, place.group) in seen]
+
+    def remarks(self, finding: str, backbone: str, against: str) -> list[Remark]:
+        """The different notes on a backbone's verdicts, and what they concern."""
+        found: dict[str, tuple[tuple[Any, ...], dict[Family, None], dict[Place, None]]] = {}
+        for place in self.verdict_places(finding):
+            for family in self.judged(finding, backbone, against):
+                row = self.verdict(family, finding, place, against)
+                if row is not None and row["note"]:
+                    key = (family.run, finding, place.split, place.group, against)
+                    _, families, places = found.setdefault(row["note"], (key, {}, {}))
+                    families[family] = places[place] = None
+        return [Remark(key, tuple(families), tuple(places)) for key, families, places in found.values()]
+
+    @cached_property
+    def judged_at(self) -> list[tuple[float, float]]:
+        """The margins and levels of the verdicts; one pair where one section of params made them all."""
+        return sorted({(row["margin"], row["alpha"]) for _, row in self.rows("verdicts")})
+
+    def points(self, finding: str, backbone: str, place: Place) -> dict[Family, list[Row]]:
+        """Points by label budget, few first, for each method; scratch first. A curve's family is that of all labels."""
+        found: dict[str, list[Row]] = {}
+        wanted = {"finding": finding, "backbone": backbone, "split": place.split, "group": place.group}
+        for _, row in self.rows("efficiency", **wanted):
+            found.setdefault(row["curve"], []).append(row)
+        return {
+            family: sorted(found[family.run], key=lambda row: (row["labelled_patients"] or 0.0, row["run"]))
+            for family in _in_order(found)
+        }
+
+    def savings(self, finding: str, backbone: str) -> list[tuple[tuple[Any, ...], Row, Place]]:
+        """What is read off a backbone's curves: key, row and place, in the order of places and methods."""
+        found = dict(self.rows("savings", finding=finding))
+        return [
+            (key, row, place)
+            for place in (HOME, ELSEWHERE)
+            for family in self.points(finding, backbone, place)
+            for key, row in found.items()
+            if (row["curve"], row["split"], row["group"]) == (family.run, place.split, place.group)
+        ]
+
+    @staticmethod
+    def family(run: str) -> Family:
+        """The family of that name."""
+        return Family(run, *run.partition("-")[::2])
+
+    def label_budgets(self, finding: str, backbone: str) -> int:
+        """How many label budgets a backbone was trained with."""
+        rows = self.rows("efficiency", finding=finding, backbone=backbone)
+        return len({(row["budget"], row["label_fraction"], row["shots"]) for _, row in rows})
+
+    def has_costs(self, finding: str, backbone: str) -> bool:
+        """Whether anything is known of what training cost."""
+        return any(row["train_tflop"] for _, row in self.rows("efficiency", finding=finding, backbone=backbone))
 
     def places(self, finding: str) -> list[Place]:
         """Home first; "all hospitals" only where a side has not exactly one."""
@@ -318,7 +415,7 @@ class Study:
     @cached_property
     def not_imagenet(self) -> str:
         """What stands in every title and caption where weights called pretrained are not ImageNet's; else ""."""
-        pretrained = [row for _, row in self.rows("runs") if row["method"] != SCRATCH]
+        pretrained = [row for _, row in self.rows("runs") if row["method"] not in BASELINES]
         told = []
         for kind, words in _NOT_IMAGENET.items():
             concerned = [row for row in pretrained if (row["initialisation"] or "") == kind]
@@ -326,6 +423,13 @@ class Study:
                 backbones = ", ".join(sorted({str(row["backbone"]) for row in concerned}))
                 told.append(words if len(concerned) == len(pretrained) else f"{words} ({backbones})")
         return "; ".join(told)
+
+
+def _in_order(runs: Collection[str]) -> list[Family]:
+    """Families by name: by backbone, the known methods in the order of ``METHODS``, then others."""
+    order = list(METHODS)
+    found = [Study.family(name) for name in sorted(runs)]
+    return sorted(found, key=lambda f: (f.backbone, order.index(f.base) if f.base in order else len(order), f.method))
 
 
 def against_zero(row: Row | None) -> str:

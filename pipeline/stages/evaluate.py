@@ -1,4 +1,4 @@
-"""Metrics with intervals, at home and away, from predictions alone: no image, no model, no GPU."""
+"""Metrics with intervals, at home and away, and what they say of transfer: from tables, without image, model or GPU."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,27 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline import cli
+from pipeline.analysis import efficiency
 from pipeline.analysis.aggregate import to_studies
-from pipeline.analysis.evaluation import EvaluateParams, evaluate
+from pipeline.analysis.evaluation import EvaluateParams, evaluate, name_families
+from pipeline.analysis.overfitting import overfitting
+from pipeline.analysis.verdict import VerdictParams, judge
 from pipeline.params import check_versions, load_params
 from pipeline.splits import SplitParams
-from pipeline.tables import Calibration, Metrics, Predictions, Thresholds, read_table, write_table
+from pipeline.tables import (
+    Calibration,
+    Curves,
+    Efficiency,
+    LabelSavings,
+    Metrics,
+    Overfitting,
+    Predictions,
+    Runs,
+    Thresholds,
+    Verdicts,
+    read_table,
+    write_table,
+)
 
 
 def flat_metrics(metrics: pd.DataFrame) -> dict[str, float | None]:
@@ -27,18 +43,29 @@ def flat_metrics(metrics: pd.DataFrame) -> dict[str, float | None]:
     }
 
 
+def trials_of(runs: pd.DataFrame) -> dict[str, int | None]:
+    """Per run how many learning rates or penalties were tried; None where it is not recorded."""
+    return {
+        str(run): None if pd.isna(number) else int(number)
+        for run, number in zip(runs["run"], runs["trials"], strict=True)
+    }
+
+
 def main() -> None:
     """Run the stage."""
     arguments = cli.parser(
         __doc__,
         predict="the folder of predict",
-        out="folder for metrics, calibration and thresholds",
+        out="folder for metrics, calibration, thresholds, verdicts, efficiency, savings and overfitting",
         metrics="file for the flat metrics that DVC shows",
     )
     args = arguments.parse_args()
     check_versions("numpy", "scipy", path=args.params)
     params = load_params(EvaluateParams, "evaluate", args.params)
+    bounds = load_params(VerdictParams, "verdict", args.params)
     sides = load_params(SplitParams, "split", args.params)
+    runs = read_table(Runs, args.predict / "runs.parquet")
+    curves = read_table(Curves, args.predict / "curves.parquet")
     predictions = read_table(Predictions, args.predict / "predictions.parquet")
     if params.unit == "study":
         predictions = to_studies(predictions, params.aggregate)
@@ -46,6 +73,12 @@ def main() -> None:
     write_table(Metrics, result.metrics, args.out / "metrics.parquet")
     write_table(Calibration, result.calibration, args.out / "calibration.parquet")
     write_table(Thresholds, result.thresholds, args.out / "thresholds.parquet")
+    write_table(Verdicts, judge(result.comparisons, trials_of(runs), bounds), args.out / "verdicts.parquet")
+    families = name_families(predictions)
+    points = efficiency.points(result.metrics, families, runs)
+    write_table(Efficiency, points, args.out / "efficiency.parquet")
+    write_table(LabelSavings, efficiency.savings(points, families), args.out / "savings.parquet")
+    write_table(Overfitting, overfitting(curves, families), args.out / "overfitting.parquet")
     _write_json(flat_metrics(result.metrics), args.metrics)
     print(f"{len(result.metrics)} metrics")
 

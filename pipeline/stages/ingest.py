@@ -32,9 +32,10 @@ from pipeline.errors import PipelineError, where_it_arose
 from pipeline.executor import ordered_map
 from pipeline.key import fingerprint, load_key
 from pipeline.params import check_versions, load_params
-from pipeline.scratch import Scratch, code_fingerprint
+from pipeline.scratch import Scratch
 from pipeline.tables import Deidentification, Exclusions, Instances, Manifest, Notes, RowWriter, read_table, write_table
 from pipeline.withdrawn import read_withdrawn
+from pipeline.work import code_fingerprint
 
 CHECKPOINTS = Path(".checkpoints") / "ingest"
 _READS_WITH = ("dicom", "datasets")  # packages beside this module that decide what is made of a file

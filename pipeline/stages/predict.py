@@ -1,10 +1,14 @@
 """Apply every trained model to what selects and tests: the source's id_val and id_test, the targets' ood_test."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from pipeline import cli
@@ -23,9 +27,10 @@ from pipeline.tables import (
     read_tables,
     write_table,
 )
-from pipeline.training.checkpoints import load_model
+from pipeline.training.backbone import Classifier
+from pipeline.training.checkpoints import MODEL_CARD, load_model
 from pipeline.training.determinism import ComputeParams, make_fabric, memory_format
-from pipeline.training.loop import predict_logits
+from pipeline.training.feed import AugmentParams, ImageFeed, Indices, in_batches
 
 
 def rows_of_run(
@@ -53,15 +58,33 @@ def rows_of_run(
                 seed=card["seed"],
                 label_fraction=card["label_fraction"],
                 draw=card["draw"],
+                shots=card["shots"],
                 adaptation="none",
             )
         )
     return pd.concat(frames)
 
 
-def model_folders(models: Path, names: list[str]) -> list[Path]:
-    """The folders of all runs, in order; what params no longer name was pruned before."""
-    return sorted(path.parent for name in names for path in (models / name).glob("*/model.json"))
+def model_folders(models: Path, names: list[str]) -> list[list[Path]]:
+    """The folders of all runs, those with one trunk together; what params no longer name was pruned before."""
+    by_trunk: dict[str, list[Path]] = {}
+    for card in sorted(path for name in names for path in (models / name).glob(f"*/{MODEL_CARD}")):
+        trunk = json.loads(card.read_text(encoding="utf-8"))["trunk_sha256"]
+        by_trunk.setdefault(trunk, []).append(card.parent)
+    return list(by_trunk.values())
+
+
+def logits_of(
+    trunk: Classifier, heads: list[nn.Module], feed: ImageFeed, indices: Indices, batch_size: int
+) -> list[npt.NDArray[np.float32]]:
+    """Logits (len(indices), findings) of each head; the images go through their common trunk once."""
+    parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in heads]
+    with torch.inference_mode():
+        for images in feed.plain(in_batches(indices, batch_size)):
+            features = trunk.features(images)
+            for head, own in zip(heads, parts, strict=True):
+                own.append(head(features).float().cpu().numpy())
+    return [np.concatenate(own) for own in parts]
 
 
 def main() -> None:
@@ -98,21 +121,25 @@ def main() -> None:
     }
     stores = {site: Store(args.images / site) for site in params.sites}
     protocol = "+".join(params.source)
-    folders = model_folders(args.models, jobs)
+    groups = model_folders(args.models, jobs)
     frames, cards = [], []
-    with tqdm(total=len(folders) * len(tested), desc="predict", unit="image", mininterval=0.5) as bar:
-        for folder in folders:
-            model, card = load_model(folder)
-            model = model.to(memory_format=layout).to(fabric.device)
-            cards.append(card)
+    with tqdm(total=len(groups) * len(tested), desc="predict", unit="image", mininterval=0.5) as bar:
+        for folders in groups:
+            loaded = [load_model(folder) for folder in folders]
+            model = loaded[0][0].to(memory_format=layout).to(fabric.device)
+            heads = [other.head.to(fabric.device) for other, _ in loaded]
+            cards += [card for _, card in loaded]
             for site, part in parts.items():
                 index = part["array_index"].to_numpy(np.int64)
                 if len(index):
-                    logits = predict_logits(fabric, model, stores[site], index, compute.batch_size, layout)
-                    frames.append(rows_of_run(card, site, part, logits, protocol))
+                    feed = ImageFeed(stores[site], fabric.device, layout, AugmentParams(), 0)
+                    for (_, card), logits in zip(
+                        loaded, logits_of(model, heads, feed, index, compute.batch_size), strict=True
+                    ):
+                        frames.append(rows_of_run(card, site, part, logits, protocol))
                 bar.update(len(index))
     if not frames:
-        raise PipelineError(f"nothing to predict: {len(folders)} models, {len(tested)} images that select or test")
+        raise PipelineError(f"nothing to predict: {len(cards)} models, {len(tested)} images that select or test")
     # Labels join last: nothing above has seen one.
     labels = read_tables(Labels, [args.labels / site / "labels.parquet" for site in params.sites])
     predictions = pd.concat(frames).merge(labels.drop(columns="status"), on=["image_id", "finding"], how="left")

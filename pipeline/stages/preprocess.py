@@ -35,8 +35,8 @@ from pipeline.imaging.store import INDEX_FILE, PlaneFormat, Shard, num_shards, s
 from pipeline.imaging.volumes import stack
 from pipeline.key import load_key
 from pipeline.params import check_versions, load_params
-from pipeline.scratch import code_fingerprint, locked
 from pipeline.tables import Exclusions, Images, Instances, Manifest, RowWriter, read_table, write_table
+from pipeline.work import code_fingerprint, locked
 
 CHECKPOINTS = Path(".checkpoints") / "preprocess"
 _MADE_BY = ("dicom", "datasets", "imaging")  # packages beside this module that decide a plane's bytes

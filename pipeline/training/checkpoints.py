@@ -1,7 +1,8 @@
-"""Weights and models on disk: safetensors for the numbers, JSON for what they are."""
+"""Weights and models on disk: safetensors for the numbers, JSON for what they are; and where a killed run goes on."""
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.training.backbone import Classifier, InputSpec, build, load_state
+from pipeline.training.backbone import Classifier, build, load_state
+
+CHECKPOINT_SECONDS = 30.0  # what a killed run loses, at most, besides the steps between two looks at the clock
 
 WEIGHTS_FILE, WEIGHTS_CARD = "weights.safetensors", "weights.json"
 MODEL_FILE, MODEL_CARD = "model.safetensors", "model.json"
@@ -49,12 +52,63 @@ def load_model(folder: Path) -> tuple[Classifier, dict[str, Any]]:
         PipelineError: it is not there, or the weights are not those of the card.
     """
     state, card = _load(folder, MODEL_FILE, MODEL_CARD, "run `dvc repro`")
-    model = build(card["backbone"], len(card["findings"]), seed=0, state=None, channels=card["channels"])
+    model = build(
+        card["backbone"],
+        len(card["findings"]),
+        seed=0,
+        state=None,
+        image_shape=tuple(card["image_shape"]),
+        hidden=card["hidden"],
+        pooled=card["pooled"],
+        empty=True,
+    )
     load_state(model, state, card["backbone"])
-    spec = InputSpec(tuple(card["input"]["mean"]), tuple(card["input"]["std"]))
-    model.mean.copy_(torch.tensor(spec.mean).view_as(model.mean))
-    model.std.copy_(torch.tensor(spec.std).view_as(model.std))
+    model.mean = torch.tensor(card["input"]["mean"]).view(1, -1, 1, 1)
+    model.std = torch.tensor(card["input"]["std"]).view(1, -1, 1, 1)
     return model.eval(), card
+
+
+def trunk_digest(model: Classifier) -> str:
+    """SHA-256 over names and values of a trunk: models with one trunk differ in their heads alone."""
+    total = hashlib.sha256(f"{model.pooled}".encode())
+    for name, value in sorted(model.trunk.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().numpy())
+    return total.hexdigest()
+
+
+class Checkpoint:
+    """A file that holds how far a phase of training is; replaced as a whole, so that it is never half."""
+
+    def __init__(self, path: Path, seconds: float | None = None) -> None:
+        self.path = path
+        self._seconds = CHECKPOINT_SECONDS if seconds is None else seconds
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last one is so old that another is worth its time. It decides what a kill costs, no result."""
+        return time.monotonic() - self._saved >= self._seconds
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace what is there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".part")
+        torch.save(dict(state), partial)
+        partial.replace(self.path)
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """What was saved last, on the CPU; None where nothing was.
+
+        Raises:
+            PipelineError: it cannot be read.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            return dict(torch.load(self.path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise PipelineError(f"{self.path} is damaged ({type(error).__name__}); delete it and run again") from None
 
 
 def _save(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path, weights: str, text: str) -> None:

@@ -1,7 +1,13 @@
-"""Images from the store to the device, and their augmentation, which no batch or device count changes."""
+"""What training sees, from the store or from cached features to the device; no batch or device count changes it.
 
-from collections.abc import Iterator
+The next batches are read by a thread, into pinned memory where there is a GPU, while the device works on this one.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +17,12 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.imaging.intensity import Grey
-from pipeline.imaging.store import Store
 from pipeline.params import StrictParams
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+
+READ_AHEAD = 2  # batches; one is read while one waits
 
 
 class AugmentParams(StrictParams):
@@ -30,6 +37,21 @@ class AugmentParams(StrictParams):
     contrast: float = Field(default=0.1, ge=0.0, lt=1.0)
 
 
+class Images(Protocol):
+    """A store, or something alike in memory."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(images, channels, rows, columns)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Indices) -> Grey:
+        """(B, C, H, W)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What training may see.
@@ -38,21 +60,97 @@ class Dataset:
         images: N images (C, H, W), memory-mapped.
         labels: (N, findings) float32, NaN where not annotated.
         patients: (N,) pseudonyms.
-        train: indices of the images to train on.
+        train: indices of the images to train on, of which the run has labels.
+        pool: indices of all images of the training side, labelled or not.
         id_val: indices of the images to select on.
+        image_ids: (N,) pseudonyms, for errors.
     """
 
-    images: Store
+    images: Images
     labels: Floats
     patients: npt.NDArray[np.str_]
     train: Indices
+    pool: Indices
     id_val: Indices
+    image_ids: npt.NDArray[np.str_]
 
 
-def to_unit(images: Grey, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+class Feed(Protocol):
+    """Inputs of a model, batch by batch, in order."""
+
+    def training(self, batches: Iterable[Indices], epoch: int) -> Iterator[Tensor]:
+        """As they are trained on."""
+        ...
+
+    def plain(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
+        """As they are judged."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFeed:
+    """Images (B, C, H, W) float32 in [0, 1] on the device, augmented there by draws for each image and epoch."""
+
+    images: Images
+    device: torch.device
+    layout: torch.memory_format
+    augmentation: AugmentParams
+    seed: int
+
+    def training(self, batches: Iterable[Indices], epoch: int) -> Iterator[Tensor]:
+        """Augmented."""
+        theta, contrast = draw_affine(len(self.images), self.seed, epoch, self.augmentation)
+        for batch, pixels in read_ahead(self._read, batches):
+            yield augment(
+                to_unit(pixels, self.device, self.layout),
+                torch.from_numpy(theta[batch]).to(self.device, non_blocking=True),
+                torch.from_numpy(contrast[batch]).to(self.device, non_blocking=True),
+            )
+
+    def plain(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
+        """As they are."""
+        for _, pixels in read_ahead(self._read, batches):
+            yield to_unit(pixels, self.device, self.layout)
+
+    def _read(self, batch: Indices) -> Tensor:
+        pixels = torch.from_numpy(self.images.read(batch))
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels
+
+
+@dataclass(frozen=True)
+class FeatureFeed:
+    """Rows of cached features (B, D) float32 on the device."""
+
+    features: Tensor  # (N, D), on the device
+
+    def training(self, batches: Iterable[Indices], epoch: int) -> Iterator[Tensor]:  # noqa: ARG002 (the same each epoch)
+        """As they are: nothing can be augmented any more."""
+        return self.plain(batches)
+
+    def plain(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
+        """As they are."""
+        for batch in batches:
+            yield self.features[torch.from_numpy(batch).to(self.features.device)]
+
+
+def read_ahead(read: Callable[[Indices], Tensor], batches: Iterable[Indices]) -> Iterator[tuple[Indices, Tensor]]:
+    """Batches and what ``read`` gives of each, in order; a thread is ``READ_AHEAD`` batches ahead."""
+    waiting: deque[tuple[Indices, Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            waiting.append((batch, thread.submit(read, batch)))
+            if len(waiting) > READ_AHEAD:
+                done, pixels = waiting.popleft()
+                yield done, pixels.result()
+        while waiting:
+            done, pixels = waiting.popleft()
+            yield done, pixels.result()
+
+
+def to_unit(images: Tensor, device: torch.device, memory_format: torch.memory_format) -> Tensor:
     """(B, C, H, W) uint8 or uint16 to float32 in [0, 1] on the device; the integers travel, floats are made there."""
-    batch = torch.from_numpy(images).to(device, non_blocking=True)
-    return (batch.float() / float(np.iinfo(images.dtype).max)).contiguous(memory_format=memory_format)
+    batch = images.to(device, non_blocking=True)
+    return (batch.float() / float(torch.iinfo(images.dtype).max)).contiguous(memory_format=memory_format)
 
 
 def in_batches(indices: Indices, batch_size: int) -> Iterator[Indices]:

@@ -1,20 +1,22 @@
 """Full fine-tuning: all weights from the pretrained start, a random head (Yosinski et al., NeurIPS 2014)."""
 
-from pydantic import Field
-
 from pipeline.params import StrictParams
 from pipeline.training.backbone import Classifier
-from pipeline.training.engine import Engine
+from pipeline.training.engine import Engine, LearningRates
+from pipeline.training.loop import Plan
 
 
 class Params(StrictParams):
-    """``methods.full_finetune``: the peak learning rate."""
+    """``methods.full_finetune``: the peak learning rate, or several to choose from on id_val."""
 
-    learning_rate: float = Field(gt=0.0)
+    learning_rate: LearningRates
 
 
 def fit(engine: Engine, params: Params) -> Classifier:
     """Train all weights from the pretrained start."""
-    model = engine.pretrained()
-    engine.train_all(model, params.learning_rate)
-    return model
+
+    def fit_at(rate: float) -> tuple[Classifier, float]:
+        model = engine.pretrained()
+        return model, engine.train(model, Plan(rate))
+
+    return engine.best_of(params.learning_rate, fit_at)

@@ -1,16 +1,22 @@
 """Linear probe: the pretrained backbone as it is, a logistic regression on its features."""
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveInt
 
 from pipeline.params import StrictParams
 from pipeline.training.backbone import Classifier
-from pipeline.training.engine import Engine
+from pipeline.training.engine import Engine, InverseL2
 
 
 class Params(StrictParams):
-    """``methods.linear_probe``: penalties to choose from on id_val, as scikit-learn's C (inverse strength)."""
+    """``methods.linear_probe``: penalties to choose from on id_val, as scikit-learn's C (inverse strength).
 
-    inverse_l2: list[PositiveFloat] = Field(min_length=1)
+    ``shots`` adds runs with so many labelled patients a class, ``draws`` times each: the few-shot twin of
+    ``prototypes``.
+    """
+
+    inverse_l2: InverseL2
+    shots: list[PositiveInt] = Field(default=[])
+    draws: int = Field(default=1, ge=1)
 
 
 def fit(engine: Engine, params: Params) -> Classifier:

@@ -4,23 +4,27 @@ Kumar A, Raghunathan A, Jones R, Ma T, Liang P. Fine-Tuning can Distort Pretrain
 Out-of-Distribution. ICLR 2022.
 """
 
-from pydantic import Field, PositiveFloat
-
 from pipeline.params import StrictParams
 from pipeline.training.backbone import Classifier
-from pipeline.training.engine import Engine
+from pipeline.training.engine import Engine, InverseL2, LearningRates
+from pipeline.training.loop import Plan
 
 
 class Params(StrictParams):
-    """``methods.lp_ft``: the probe's penalties (scikit-learn's C) and the peak learning rate after it."""
+    """``methods.lp_ft``: the probe's penalties (scikit-learn's C) and the peak learning rate, or several, after it."""
 
-    inverse_l2: list[PositiveFloat] = Field(min_length=1)
-    learning_rate: float = Field(gt=0.0)
+    inverse_l2: InverseL2
+    learning_rate: LearningRates
 
 
 def fit(engine: Engine, params: Params) -> Classifier:
     """Head from the probe, then all weights."""
-    model = engine.pretrained()
-    engine.probe_head(model, params.inverse_l2)
-    engine.train_all(model, params.learning_rate)
-    return model
+    probed = engine.pretrained()
+    engine.probe_head(probed, params.inverse_l2)
+
+    def fit_at(rate: float) -> tuple[Classifier, float]:
+        model = engine.pretrained()
+        model.head.load_state_dict(probed.head.state_dict())
+        return model, engine.train(model, Plan(rate))
+
+    return engine.best_of(params.learning_rate, fit_at)

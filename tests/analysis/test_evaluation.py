@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pipeline.analysis.evaluation import EvaluateParams, evaluate, family_name, name_families
+from pipeline.analysis.evaluation import EvaluateParams, Setting, evaluate, family_name, name_families
 from pipeline.metrics.binary import METRICS
 from pipeline.tables import Calibration, Metrics, Predictions, Thresholds, make_table
 
@@ -314,6 +314,22 @@ def test_draws_of_the_label_subset_are_the_repetitions():
     assert "3 runs" in one(made, run="resnet-full", group="target", metric="auroc")["interval"]
 
 
+def test_draws_of_shots_are_the_repetitions_of_a_family_of_their_own():
+    images = cohort()
+    few = [study(images, methods=("full",), seeds=(0,), shots=5, draw=draw) for draw in (0, 1, 2)]
+    frame = contract(pd.concat([*few, study(images)], ignore_index=True))
+    made = evaluate(frame, PARAMS, SOURCE, TARGET)
+    row = one(made.metrics, run="resnet-full-shots5", group="target", metric="auroc")
+    assert "3 runs" in row["interval"]
+    assert {family.name: family.setting.shots for family in name_families(frame)} == {
+        "resnet-full": 0,
+        "resnet-full-shots5": 5,
+        "resnet-scratch": 0,
+    }
+    # There is no few-shot run from scratch to compare it with.
+    assert not len(pick(made.metrics, run="resnet-full-shots5", metric="auroc_minus_scratch"))
+
+
 def test_adapted_runs_may_have_target_predictions_only():
     images = cohort()
     adapted = study(images[images["split"] == "ood_test"], adaptation="batch_norm")
@@ -338,8 +354,9 @@ def test_calibration_bins(evaluation):
 
 
 def test_names_of_families():
-    assert family_name("resnet", "full", 1.0, "", "") == "resnet-full"
-    assert family_name("resnet", "full", 0.05, "batch_norm", "loho") == "resnet-full-labels5-batch_norm-loho"
+    assert family_name("resnet", "full", Setting("", 1.0, 0, "")) == "resnet-full"
+    assert family_name("resnet", "full", Setting("loho", 0.05, 0, "bn")) == "resnet-full-labels5-bn-loho"
+    assert family_name("resnet", "full", Setting("", 1.0, 5, "")) == "resnet-full-shots5"
     images = cohort()
     several = pd.concat([study(images), study(images, protocol="other")], ignore_index=True)
     assert {family.name for family in name_families(contract(several))} == {

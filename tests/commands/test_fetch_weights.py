@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import shutil
 import socket
 import threading
@@ -16,11 +17,11 @@ from torchvision.models import ShuffleNet_V2_X0_5_Weights, get_model, list_model
 from torchvision.models import get_model_weights as weights_enum
 
 from pipeline.commands import fetch_weights
-from pipeline.commands.fetch_weights import BackboneParams, random_state, read_state
+from pipeline.commands.fetch_weights import BackboneParams, fetch, random_state, read_state
 from pipeline.errors import PipelineError
 from pipeline.params import ParamsError
 from pipeline.training.backbone import build
-from pipeline.training.checkpoints import load_weights
+from pipeline.training.checkpoints import file_sha256, load_weights, save_model
 
 IMAGENET_FILE = "mobilenet_v2_imagenet.pth"
 IMAGENET_SHA256 = "edbeb02c96913461660db3b3426acfa607a882feeec6e97b92a1245413e973a9"  # shared/weights/README.md
@@ -377,3 +378,57 @@ def test_another_request_fetches_anew(tmp_path, monkeypatch):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         entry = {"file": f"{index}/{path.name}", "sha256": digest, "description": "x"}
         same(run(tmp_path, monkeypatch, backbones={tiny.BACKBONE: entry}), state)
+
+
+# --- another study's model ---------------------------------------------------------------------------------------
+
+
+def study_model(tmp_path, **changes):
+    """As `finetune` leaves it."""
+    options = {"seed": 3, "state": dict(tiny.weights()), "image_shape": (1, 32, 32)}
+    model = build(tiny.BACKBONE, 2, **{**options, **changes})
+    card = {"backbone": tiny.BACKBONE, "weights_licence": "CC BY 4.0"}
+    save_model(model, card, tmp_path / "other")
+    path = tmp_path / "other/model.safetensors"
+    return model, {"file": os.fspath(path), "sha256": file_sha256(path), "description": "two steps"}
+
+
+def fetched(tmp_path, name, entry):
+    params = BackboneParams(**entry)
+    fetch(name, params, base=tmp_path, given=None, allow_random=False, out=tmp_path / "weights")
+    return load_weights(tmp_path / "weights")
+
+
+def test_a_studys_model_is_a_source_and_its_licence_goes_along(tmp_path):
+    first, entry = study_model(tmp_path)
+    state, card = fetched(tmp_path, tiny.BACKBONE, entry)
+    assert card["licence"] == "CC BY 4.0"
+    assert card["initialisation"] == "file"
+    second = build(tiny.BACKBONE, 1, seed=0, state=state, image_shape=(1, 32, 32))
+    for key, value in first.trunk.state_dict().items():
+        assert torch.equal(second.trunk.state_dict()[key], value)
+    assert fetched(tmp_path, tiny.BACKBONE, {**entry, "licence": "mine"})[1]["licence"] == "mine"
+
+
+def test_a_studys_model_of_another_backbone_or_without_its_card_is_refused(tmp_path):
+    _, entry = study_model(tmp_path)
+    with pytest.raises(PipelineError, match=rf"is a {tiny.BACKBONE}"):
+        fetched(tmp_path, "resnet18", entry)
+    (tmp_path / "other/model.json").unlink()
+    with pytest.raises(PipelineError, match=r"has no model\.json beside it"):
+        fetched(tmp_path, tiny.BACKBONE, entry)
+
+
+def test_a_model_without_its_last_layers_is_no_source(tmp_path):
+    name = "mobilenet_v3_small"
+    model = build(name, 1, seed=0, state=dict(tiny.weights(name)), pooled=True)
+    save_model(model, {"backbone": name, "weights_licence": None}, tmp_path / "other")
+    path = tmp_path / "other/model.safetensors"
+    entry = {"file": os.fspath(path), "sha256": file_sha256(path), "description": "pooled"}
+    with pytest.raises(PipelineError, match=r"lacks more than its head \(classifier"):
+        fetched(tmp_path, name, entry)
+
+
+def test_random_weights_of_a_transformer_have_no_statistics_to_take():
+    state = random_state("vit_b_16")
+    assert torch.equal(state["conv_proj.weight"], random_state("vit_b_16")["conv_proj.weight"])

@@ -27,7 +27,6 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.store import INDEX_FILE
 from pipeline.key import PUBLIC_KEY, fingerprint
 from pipeline.ledger import write_ledger
-from pipeline.splits import label_order
 from pipeline.tables import (
     Exclusions,
     Images,
@@ -44,6 +43,7 @@ from pipeline.tables import (
     read_table,
     write_table,
 )
+from pipeline.training.budget import label_order
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, read_withdrawn, write_withdrawn
 
 # DVC calls what pygtrie deprecates
@@ -150,7 +150,8 @@ def write_made(root, version):
     write_array(np.stack([features(*pair) for pair in gathered]) + (version - 1), made / "features/features.npy")
     for run, fraction in (("r-seed1", 1.0), ("r-seed1-labels50-draw0", 0.5)):
         (made / f"models/{run}").mkdir(parents=True, exist_ok=True)
-        card = {"run": run, "backbone": "r", "method": "m", "seed": 1, "label_fraction": fraction, "draw": 0}
+        card = {"run": run, "backbone": "r", "method": "m", "seed": 1, "label_fraction": fraction, "draw": 0,
+                "shots": None}  # fmt: skip
         (made / f"models/{run}/model.json").write_text(json.dumps(card))
         (made / f"models/{run}/model.safetensors").write_bytes(f"weights {run} {version}".encode())
     tested = [pair for pair in PAIRS if SPLITS[pair[0]][1] in ("id_val", "id_test", "ood_test")]
@@ -387,7 +388,7 @@ def test_a_patient_of_whom_the_ledger_alone_is_left(study):
 
 def test_models_are_told_by_what_they_had_of_the_patient(study):
     train = [patient_id(p) for p, (_, split) in SPLITS.items() if split == "train"]
-    half = set(label_order(0, 0, train)[:3])
+    half = set(label_order(0, dict.fromkeys(train, "1"))[:3])
     inside = next(p for p in SPLITS if patient_id(p) in half)
     outside = next(p for p in SPLITS if patient_id(p) in set(train) - half)
     for patient, full, part in [

@@ -1,5 +1,6 @@
 """A run that is killed, whenever, ends in the bytes that an undisturbed one makes (minutes: `make test-all`)."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -82,7 +83,8 @@ def test_killed_at_random_moments(project: Project):
         running = repro(project)
         time.sleep(moments.uniform(0.3, whole))
         finished += running.poll() is not None
-        os.killpg(running.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has finished
+            os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     assert finished < KILLS
     assert repro(project).wait() == 0

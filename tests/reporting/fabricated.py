@@ -1,4 +1,4 @@
-"""A study that never was: two home hospitals, two elsewhere, two backbones, four methods. Seeded."""
+"""A study that never was: two home hospitals, two elsewhere, two backbones, six methods. Seeded."""
 
 from dataclasses import replace
 from functools import cache
@@ -13,7 +13,8 @@ from pipeline.reporting.study import Study
 
 SOURCES, TARGETS = ("north", "south"), ("east", "west")
 BACKBONES = ("mobilenet_v2", "resnet18")
-METHODS = ("full_finetune", "linear_probe", "lp_ft", "scratch")
+METHODS = ("full_finetune", "l2_sp", "linear_probe", "lp_ft", "scratch", "scratch_converged")
+BASELINES = ("scratch", "scratch_converged")
 FINDING = "pneumonia"
 INTERVAL = "95 % percentile interval, 2000 bootstrap resamples of patients"
 
@@ -55,7 +56,7 @@ def suspects(side_px: int = 48) -> list[Any]:
 def initialised(kind: str) -> pd.DataFrame:
     """The runs with pretrained weights of another origin."""
     runs = _frames()["runs"].copy()
-    runs.loc[runs["method"] != "scratch", "initialisation"] = kind
+    runs.loc[~runs["method"].isin(BASELINES), "initialisation"] = kind
     return runs
 
 
@@ -63,7 +64,8 @@ def initialised(kind: str) -> pd.DataFrame:
 def _frames() -> dict[str, pd.DataFrame]:
     rng = np.random.default_rng(20)
     rows = {name: [] for name in ("metrics", "calibration", "thresholds", "runs", "curves")}
-    gains = {"scratch": 0.0, "linear_probe": 0.012, "full_finetune": 0.058, "lp_ft": 0.064}
+    gains = {"scratch": 0.0, "scratch_converged": 0.01, "linear_probe": 0.012, "full_finetune": 0.058}
+    gains |= {"l2_sp": 0.05, "lp_ft": 0.064}
     for backbone in BACKBONES:
         for method in METHODS:
             _family(rows, rng, backbone, method, gains[method])
@@ -74,7 +76,7 @@ def _frames() -> dict[str, pd.DataFrame]:
         "runs": tables.make_table(tables.Runs, rows["runs"]),
         "curves": tables.make_table(tables.Curves, rows["curves"]),
     }
-    return {**made, **_who()}
+    return {**made, **_transfer(), **_who()}
 
 
 def _family(rows: dict[str, list[Any]], rng: Any, backbone: str, method: str, gain: float) -> None:
@@ -140,9 +142,9 @@ def _family(rows: dict[str, list[Any]], rng: Any, backbone: str, method: str, ga
         )  # fmt: skip
         rows["runs"].append(
             {"run": run, "backbone": backbone, "method": method, "seed": seed, "label_fraction": 1.0, "draw": 0,
-             "initialisation": "scratch" if method == "scratch" else "imagenet",
-             "weights_name": None if method == "scratch" else "IMAGENET1K_V1",
-             "weights_sha256": None if method == "scratch" else ("5c" if backbone == "resnet18" else "7e") * 32,
+             "initialisation": "scratch" if method in BASELINES else "imagenet",
+             "weights_name": None if method in BASELINES else "IMAGENET1K_V1",
+             "weights_sha256": None if method in BASELINES else ("5c" if backbone == "resnet18" else "7e") * 32,
              "num_train_images": 1440, "num_train_patients": 1200, "num_parameters": 11_177_025,
              "model_sha256": f"{rng.integers(16**8):08x}" * 8}
         )  # fmt: skip
@@ -157,6 +159,78 @@ def _family(rows: dict[str, list[Any]], rng: Any, backbone: str, method: str, ga
                      "id_val_loss": loss + 0.006 * abs(epoch - 4) + rng.normal(0, 0.004),
                      "learning_rate": 1e-3, "kept": epoch == 4}
                 )  # fmt: skip
+
+
+def _transfer() -> dict[str, pd.DataFrame]:
+    """What is said of transfer: verdicts of each kind, curves with shares and shots, and losses."""
+    rng = np.random.default_rng(21)
+    verdicts: list[dict[str, Any]] = []
+    efficiency: list[dict[str, Any]] = []
+    savings: list[dict[str, Any]] = []
+    losses: list[dict[str, Any]] = []
+    places = [("id_test", g, n) for g, n in (("source", 400), ("site=north", 230), ("site=south", 170))]
+    places += [("ood_test", g, n) for g, n in (("target", 610), ("site=east", 380), ("site=west", 9))]
+    judged = {"full_finetune": ("helps", 0.06, 0.03), "l2_sp": ("harms", -0.07, 0.04)}
+    judged |= {"linear_probe": ("equivalent", 0.004, 0.02), "lp_ft": ("undecided", 0.02, 0.05)}
+    for backbone in BACKBONES:
+        for method in METHODS:
+            family = f"{backbone}-{method}"
+            losses.append(
+                {"run": family, "phase": "all", "train_loss": 0.301, "id_val_loss": 0.352, "gap": 0.051, "num_runs": 3}
+            )
+            if method not in BASELINES:
+                losses.append({"run": family, "phase": f"probe {FINDING}", "id_val_loss": 0.4, "num_runs": 3})
+                for against in BASELINES[: 2 if backbone == "resnet18" else 1]:
+                    for split, group, patients in places:
+                        key = {"run": family, "finding": FINDING, "split": split, "group": group, "against": against}
+                        told = _verdict(*judged[method], rng) if group != "site=west" else {"note": "one class only"}
+                        settled = {"margin": 0.05, "alpha": 0.05, "num_patients": patients, "num_runs": 3}
+                        verdicts.append({"note": "unequal tuning budget: 1 against 3", **key, **settled, **told})
+            for split, group, less in (("id_test", "source", 0.0), ("ood_test", "target", 0.07)):
+                curve = {"finding": FINDING, "split": split, "group": group, "curve": family}
+                gain = 0.06 * (method not in BASELINES)
+                budgets = [("share", 0.1, None, 120.0), ("share", 0.3, None, 360.0), ("all", 1.0, None, 1200.0)]
+                budgets += [("shots", None, 5, 10.0), ("shots", None, 20, 40.0)] * (method == "linear_probe")
+                for budget, fraction, shots, patients in budgets:
+                    variant = {"share": f"-labels{100 * (fraction or 0):g}", "shots": f"-shots{shots}", "all": ""}
+                    value = 0.52 + 0.09 * np.log10(patients) + gain - less + rng.normal(0, 0.004)
+                    efficiency.append(
+                        {**curve, "run": family + variant[budget], "backbone": backbone, "method": method,
+                         "budget": budget, "label_fraction": fraction, "shots": shots, "labelled_patients": patients,
+                         "train_tflop": patients * (3.1 if method == "linear_probe" else 40.0 + 9 * gain),
+                         "value": value, "ci_low": value - 0.04, "ci_high": value + 0.035}
+                    )  # fmt: skip
+                if method not in BASELINES:
+                    row = {
+                        **curve,
+                        "budget": "share",
+                        "against": "scratch",
+                        "value": 0.7971 - less,
+                        "all_patients": 1200.0,
+                    }
+                    reached = {"labelled_patients": 272.4, "saving": 1 - 272.4 / 1200, "bound": "reached"}
+                    never = {"bound": "not_reached", "note": "its AUROC is not reached"}
+                    savings.append(row | (never if method == "l2_sp" else reached))
+                if method == "linear_probe":
+                    least = {"labelled_patients": 10.0, "saving": 1 - 10 / 1200, "bound": "at_least"}
+                    savings.append({**row, "budget": "shots", **least})
+    return {
+        "verdicts": tables.make_table(tables.Verdicts, verdicts),
+        "efficiency": tables.make_table(tables.Efficiency, efficiency),
+        "savings": tables.make_table(tables.LabelSavings, savings),
+        "overfitting": tables.make_table(tables.Overfitting, losses),
+    }
+
+
+def _verdict(verdict: str, value: float, spread: float, rng: Any) -> dict[str, Any]:
+    value += rng.normal(0, 0.002)
+    p_value = {"helps": 3e-6, "harms": 0.0031, "equivalent": 0.71, "undecided": 0.33}[verdict]
+    p_equivalence = {"equivalent": 0.0004}.get(verdict, 0.4)
+    return {
+        "verdict": verdict, "difference": value, "ci_low": value - spread, "ci_high": value + spread,
+        "p_value": p_value, "p_holm": min(1.0, 4 * p_value),
+        "p_equivalence": p_equivalence, "p_equivalence_holm": min(1.0, 4 * p_equivalence),
+    }  # fmt: skip
 
 
 OUTCOME_OF = {"localizer": "quarantined", "missing_label": "unused", "patient_in_source": "unused"}

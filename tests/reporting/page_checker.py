@@ -13,24 +13,32 @@ from pipeline.tables import (
     Calibration,
     Curves,
     Deidentification,
+    Efficiency,
     Flow,
     GreyHistograms,
     LabelIssues,
+    LabelSavings,
     Leakage,
     Metrics,
     Notes,
     OutlierCounts,
     Outliers,
+    Overfitting,
     Runs,
     Table,
     TableOne,
     Thresholds,
+    Verdicts,
 )
 
 CONTRACTS: dict[str, type[Table]] = {
     "metrics": Metrics,
     "calibration": Calibration,
     "thresholds": Thresholds,
+    "verdicts": Verdicts,
+    "efficiency": Efficiency,
+    "savings": LabelSavings,
+    "overfitting": Overfitting,
     "runs": Runs,
     "curves": Curves,
     "flow": Flow,
@@ -44,6 +52,9 @@ CONTRACTS: dict[str, type[Table]] = {
     "notes": Notes,
     "deidentification": Deidentification,
 }
+NO_PEOPLE = ("num_parameters", "num_runs")
+WHOLE = ("labelled_patients", "all_patients")
+METHOD_WORDS = {"l2-sp"}  # a name that is spelled otherwise than in the tables
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 UNSEEN = {"style", "script", "title"}
 
@@ -102,13 +113,13 @@ def read(html: str) -> Page:
 
 def untraced(page: Page, frames: Mapping[str, pd.DataFrame]) -> list[str]:
     """Texts with a numeral that neither a data element, nor verbatim text, nor a known name accounts for."""
-    columns = ("run", "site", "finding", "backbone", "method", "split", "reason", "stage", "metric", "level")
+    columns = ("run", "site", "finding", "backbone", "method", "split", "reason", "stage", "metric", "level", "phase")
     known: set[str] = set()
     for frame in frames.values():
         for column in set(columns) & set(frame.columns):
             known |= {str(value) for value in frame[column].dropna()}
     known |= {part for run in known for part in run.split("-")}
-    spelled = {text.replace("_", " ").lower() for text in known} | known
+    spelled = {text.replace("_", " ").lower() for text in known} | known | METHOD_WORDS
 
     def accounted(text: str, classes: set[str]) -> bool:
         if {"<data>", "verbatim"} & classes:
@@ -153,10 +164,14 @@ def _quotes(value: Any, attributes: Mapping[str, str], text: str, min_cell: int)
         return told and ((text == f"<{min_cell}" and value < min_cell) or (text == "hidden" and value >= min_cell))
     plain = text.replace("−", "-").replace(",", "")
     if isinstance(value, int):
-        few = attributes["data-column"] != "num_parameters" and 0 < value < min_cell
+        few = attributes["data-column"] not in NO_PEOPLE and 0 < value < min_cell
         return not few and int(plain) == value == int(attributes["value"])
     if text.endswith(" %"):
-        return attributes["data-column"] == "share" and float(plain.split()[0]) == round(100 * value, 1)
+        return attributes["data-column"] in ("share", "saving") and float(plain.split()[0]) == round(100 * value, 1)
+    if plain.startswith("<"):
+        return attributes["data-column"].startswith("p_") and plain == "<0.0001" and value < 0.0001
+    if attributes["data-column"] in WHOLE:
+        return float(plain) == round(value) and float(attributes["value"]) == value
     decimals = len(plain.partition(".")[2])
     return decimals >= 2 and float(plain) == round(value, decimals) and float(attributes["value"]) == value
 

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from pipeline.reporting.study import Study, against_zero, slug
 
 SECTIONS = [
     "summary",
+    "verdict",
+    "efficiency",
     "funnel",
     "samples",
     "composition",
@@ -128,11 +131,15 @@ drawn = [
     figures.to_png(figures.reliability, study, *of), figures.to_png(figures.training_curves, study, "resnet18"),
     figures.to_png(figures.contact_sheet, samples, fabricated.FINDING, ""),
     figures.to_png(figures.histograms, study), figures.to_png(figures.suspects, study, fabricated.suspects()),
+    figures.to_png(figures.verdicts, study, *of, "scratch"), figures.to_png(figures.efficiency, study, *of),
+    figures.to_png(figures.costs, study, *of),
     html.page(study, pictures).encode(),
 ]
 print(*(hashlib.sha256(made).hexdigest() for made in drawn))"""
         names = ["funnel", "forest-pneumonia-resnet18", "reliability-pneumonia-resnet18", "curves-resnet18"]
-        here = [*(pictures[name] for name in [*names, "samples-pneumonia", "histograms", "suspects"]), page.encode()]
+        names += ["samples-pneumonia", "histograms", "suspects", "verdict-pneumonia-resnet18-scratch"]
+        names += ["labels-pneumonia-resnet18", "costs-pneumonia-resnet18"]
+        here = [*(pictures[name] for name in names), page.encode()]
         path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
@@ -216,10 +223,9 @@ class TestSummary:
     def test_words_follow_the_interval(self, low: float, high: float, words: str):
         assert against_zero({"value": 0.0, "ci_low": low, "ci_high": high}) == words.split()[0]
         metrics = fabricated.study().frames["metrics"].copy()
-        metrics.loc[metrics["metric"] == "auroc_minus_scratch", ["ci_low", "ci_high"]] = [low, high]
+        metrics.loc[metrics["group"] == "target_minus_source", ["ci_low", "ci_high"]] = [low, high]
         summary = section(html.page(fabricated.study(frames={"metrics": metrics}), {}), "summary")
-        helps = summary.split("Does transfer help?")[1].split("Does the model survive")[0]
-        assert set(re.findall(r"above zero|below zero|includes zero", helps)) == {words}
+        assert set(re.findall(r"above zero|below zero|includes zero", summary)) == {words}
 
     def test_without_an_interval_nothing_is_said(self):
         metrics = fabricated.study().frames["metrics"].assign(ci_low=None, ci_high=None)
@@ -228,10 +234,135 @@ class TestSummary:
         assert "zero:" not in summary
 
     def test_absent_comparison(self):
-        metrics = without(fabricated.study().frames["metrics"], metric="auroc_minus_scratch")
+        metrics = without(fabricated.study().frames["metrics"], group="target_minus_source")
         assert "not evaluated" in text_of(
             section(html.page(fabricated.study(frames={"metrics": metrics}), {}), "summary")
         )
+
+    @pytest.mark.parametrize(
+        ("verdict", "words"),
+        [
+            ("helps", "better, beyond chance"),
+            ("harms", "worse, beyond chance"),
+            ("equivalent", "any difference is smaller than the margin of 0.05"),
+            ("undecided", "this study is too small to tell"),
+            (None, "no verdict (one class only"),
+        ],
+    )
+    def test_words_follow_the_verdict(self, verdict: str | None, words: str):
+        verdicts = fabricated.study().frames["verdicts"].assign(verdict=verdict, note="one class only")
+        made = html.page(fabricated.study(frames={"verdicts": tables.make_table(tables.Verdicts, verdicts)}), {})
+        summary = text_of(section(made, "summary"))
+        methods = len(fabricated.METHODS) - 2
+        assert summary.count(words) == methods * 2 * 3  # home and elsewhere; one backbone with a second baseline
+        other = {"helps": "worse,", "harms": "better,"}.get(str(verdict), "beyond chance")
+        assert other not in summary.split("Does transfer help?")[1].split("Does the model survive")[0]
+
+
+class TestTransfer:
+    @pytest.fixture
+    def drawn(self, monkeypatch: pytest.MonkeyPatch):
+        """The names of a study's figures, none of which is drawn."""
+        monkeypatch.setattr(figures, "to_png", lambda *_: PIXEL)
+        return lambda study: set(html.draw(study, {}))
+
+    def test_without_scratch_the_page_says_so(self, drawn: Callable[[Study], set[str]]):
+        frames = {name: fabricated.study().frames[name].head(0) for name in ("verdicts", "savings")}
+        study = fabricated.study(frames=frames)
+        made = html.page(study, {})
+        assert read(made).faults == []
+        assert "There is no verdict: no method has the same network trained from scratch" in text_of(
+            section(made, "verdict")
+        )
+        assert "No verdict: there is no network from scratch to compare it with" in text_of(section(made, "summary"))
+        assert not [name for name in drawn(study) if name.startswith("verdict")]
+
+    def test_a_backbone_without_a_twin_is_named(self):
+        verdicts = fabricated.study().frames["verdicts"]
+        some = verdicts[verdicts["run"].str.startswith("resnet18")]
+        made = text_of(section(html.page(fabricated.study(frames={"verdicts": some}), {}), "verdict"))
+        assert "pneumonia, mobilenet_v2: no verdict, because no network trained from scratch" in made
+
+    def test_each_baseline_has_its_table_and_figure(self, page: str, pictures: dict[str, bytes]):
+        shown = section(page, "verdict")
+        assert shown.count("Against: ") == 3
+        assert {name for name in pictures if name.startswith("verdict")} == {
+            "verdict-pneumonia-mobilenet_v2-scratch",
+            "verdict-pneumonia-resnet18-scratch",
+            "verdict-pneumonia-resnet18-scratch_converged",
+        }
+
+    def test_the_margin_and_the_level_are_stated(self, page: str):
+        shown = text_of(section(page, "verdict"))
+        assert "A difference in AUROC of less than 0.05 is taken for none that matters" in shown
+        assert "The level is 0.05" in shown
+
+    def test_why_there_is_no_verdict_and_what_else_is_to_be_known(self, page: str):
+        shown = text_of(section(page, "verdict"))
+        assert "Elsewhere: west: one class only" in shown
+        assert "unequal tuning budget: 1 against 3" in shown
+
+    @pytest.mark.parametrize(
+        ("value", "text"), [(3e-6, "<0.0001"), (0.0004, "0.0004"), (0.0312, "0.031"), (1.0, "1.000")]
+    )
+    def test_p_values(self, value: float, text: str):
+        assert cells.shown({"p_holm": value}, "p_holm", 0) == text
+
+    @pytest.mark.parametrize(("value", "text"), [(0.05, "0.05"), (0.025, "0.025"), (0.1, "0.10"), (0.0123, "0.0123")])
+    def test_the_margin_is_not_rounded(self, value: float, text: str):
+        assert cells.shown({"margin": value}, "margin", 0) == text
+
+    def test_one_hospital_a_side_is_the_side(self):
+        verdicts = fabricated.study().frames["verdicts"]
+        pooled = verdicts[verdicts["group"].isin(["source", "target"])]
+        study = fabricated.study(sources=("north",), targets=("east",), frames={"verdicts": pooled})
+        places = study.verdict_places(fabricated.FINDING)
+        assert [(place.group, place.title) for place in places] == [
+            ("source", "Home: north"),
+            ("target", "Elsewhere: east"),
+        ]
+
+    def test_savings_say_whether_they_are_bounds(self, page: str):
+        shown = text_of(section(page, "efficiency"))
+        assert "at most 10" in shown
+        assert "at least 99.2 %" in shown
+        assert "77.3 %" in shown
+        assert "its AUROC is not reached" in shown
+
+    def test_one_label_budget_has_no_curve(self, drawn: Callable[[Study], set[str]]):
+        frames = fabricated.study().frames
+        whole = frames["efficiency"][frames["efficiency"]["budget"] == "all"]
+        study = fabricated.study(frames={"efficiency": whole, "savings": frames["savings"].head(0)})
+        assert not [name for name in drawn(study) if name.startswith("labels")]
+        assert "there is no curve, and no saving to be read off" in text_of(section(html.page(study, {}), "efficiency"))
+
+    def test_costs_that_are_not_known_are_not_drawn(self, drawn: Callable[[Study], set[str]]):
+        efficiency = fabricated.study().frames["efficiency"].assign(train_tflop=None)
+        made = tables.make_table(tables.Efficiency, efficiency)
+        study = fabricated.study(frames={"efficiency": made})
+        assert not [name for name in drawn(study) if name.startswith("costs")]
+
+    def test_numbers_of_patients_that_are_not_known_are_dashes(self):
+        efficiency = fabricated.study().frames["efficiency"].copy()
+        efficiency.loc[efficiency["budget"] == "all", "labelled_patients"] = None
+        frames = {"efficiency": tables.make_table(tables.Efficiency, efficiency)}
+        study = fabricated.study(frames=frames)
+        assert figures.to_png(figures.efficiency, study, fabricated.FINDING, "resnet18")
+        made = html.page(study, {})
+        assert misquoted(read(made), study.frames, study.min_cell) == []
+
+    def test_few_label_families_leave_summary_and_forest_to_the_whole(self, study: Study):
+        metrics = study.frames["metrics"]
+        pooled = metrics[metrics["metric"] == "brier"]  # which single trainings have not
+        both = pd.concat([metrics, pooled.assign(run=pooled["run"] + "-labels10")], ignore_index=True)
+        more = fabricated.study(frames={"metrics": tables.make_table(tables.Metrics, both)})
+        assert "resnet18-l2_sp-labels10" in {family.run for family in more.families_of("resnet18")}
+        assert more.main_families("resnet18") == study.main_families("resnet18")
+
+    def test_losses_at_the_kept_epoch(self, page: str):
+        shown = section(page, "training")
+        assert 'data-table="overfitting"' in shown
+        assert "+0.051" in text_of(shown)
 
 
 class TestGaps:
@@ -243,6 +374,7 @@ class TestGaps:
 
     def test_nothing_was_evaluated(self):
         names = ("metrics", "calibration", "thresholds", "runs", "curves")
+        names += ("verdicts", "efficiency", "savings", "overfitting")
         study = fabricated.study(frames={name: fabricated.study().frames[name].head(0) for name in names})
         made = html.page(study, html.draw(study, {}))
         assert read(made).faults == []
@@ -282,7 +414,8 @@ class TestSmallCells:
             (a, text) for a, text in parsed.data if a["data-column"].startswith("num_") or a["data-column"] == "count"
         ]
         assert "<11" in {text for _, text in told}
-        counts = [int(a["value"]) for a, _ in told if a["value"] and a["data-column"] != "num_parameters"]
+        others = ("num_parameters", "num_runs")
+        counts = [int(a["value"]) for a, _ in told if a["value"] and a["data-column"] not in others]
         assert not [count for count in counts if 0 < count < 11]
 
     @given(st.lists(st.integers(0, 8), min_size=1, max_size=4), st.integers(2, 6))
@@ -419,6 +552,9 @@ class TestFigures:
                 figures.contact_sheet(fabricated.samples()[fabricated.FINDING], fabricated.FINDING, NOT_IMAGENET),
                 figures.histograms(study),
                 figures.suspects(study, fabricated.suspects()),
+                figures.verdicts(study, fabricated.FINDING, "resnet18", "scratch_converged"),
+                figures.efficiency(study, fabricated.FINDING, "resnet18"),
+                figures.costs(study, fabricated.FINDING, "resnet18"),
             ):
                 canvas = FigureCanvasAgg(figure)
                 canvas.draw()

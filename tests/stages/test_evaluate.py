@@ -15,8 +15,22 @@ from pipeline import cli
 from pipeline.analysis.evaluation import PredictionsError
 from pipeline.errors import PipelineError
 from pipeline.stages import evaluate
-from pipeline.stages.evaluate import flat_metrics
-from pipeline.tables import Calibration, Metrics, Predictions, Thresholds, make_table, read_table, write_table
+from pipeline.stages.evaluate import flat_metrics, trials_of
+from pipeline.tables import (
+    Calibration,
+    Curves,
+    Efficiency,
+    LabelSavings,
+    Metrics,
+    Overfitting,
+    Predictions,
+    Runs,
+    Thresholds,
+    Verdicts,
+    make_table,
+    read_table,
+    write_table,
+)
 
 
 def predictions(methods=("scratch", "seed_probe"), seeds=(1, 2), num=30):
@@ -51,9 +65,20 @@ def predictions(methods=("scratch", "seed_probe"), seeds=(1, 2), num=30):
     return pd.DataFrame(rows)
 
 
-def run(tmp_path, monkeypatch, frame):
+def runs_of(frame, trials=3):
+    runs = frame[["run", "backbone", "method", "seed", "label_fraction", "draw"]].drop_duplicates()
+    return runs.assign(trials=trials, num_train_patients=100, train_tflop=2.5)
+
+
+def run(tmp_path, monkeypatch, frame, runs=None):
     write_table(Predictions, frame, tmp_path / "predict/predictions.parquet")
-    path = tiny.write_params(tmp_path / "params.yaml")
+    write_table(Runs, runs_of(frame) if runs is None else runs, tmp_path / "predict/runs.parquet")
+    curves = [
+        {"run": name, "phase": "all", "epoch": 0, "train_loss": 0.25, "id_val_loss": 0.5, "kept": True}
+        for name in sorted(set(frame["run"]))
+    ]
+    write_table(Curves, curves, tmp_path / "predict/curves.parquet")
+    path = tiny.write_params(tmp_path / "params.yaml", verdict={"margin": 0.05})
     metrics = tmp_path / "reports/metrics.json"
     tiny.call(monkeypatch, evaluate, predict=tmp_path / "predict", out=tmp_path / "out", metrics=metrics, params=path)
     return json.loads(metrics.read_text())
@@ -75,6 +100,36 @@ def test_three_tables_and_the_flat_file_agree(tmp_path, monkeypatch):
     assert "resnet18-seed_probe/opacity/ood_test/target_minus_source/auroc" in flat
     assert "resnet18-seed_probe/opacity/ood_test/target/auroc_minus_scratch" in flat
     assert list(flat) == sorted(flat)
+
+
+def test_what_it_says_of_transfer(tmp_path, monkeypatch):
+    frame = predictions()
+    few = frame.assign(run=frame["run"] + "-labels25-draw0", label_fraction=0.25)
+    both = pd.concat([frame, few], ignore_index=True)
+    runs = runs_of(both)
+    runs.loc[runs["method"] == "scratch", "trials"] = 1
+    run(tmp_path, monkeypatch, both, runs)
+    out = tmp_path / "out"
+    verdicts = read_table(Verdicts, out / "verdicts.parquet")
+    assert set(verdicts["run"]) == {"resnet18-seed_probe", "resnet18-seed_probe-labels25"}
+    assert set(zip(verdicts["split"], verdicts["group"], strict=True)) == {
+        ("id_test", "source"),
+        ("ood_test", "target"),
+    }
+    assert (verdicts["margin"] == 0.05).all()
+    assert verdicts["note"].str.contains("unequal tuning budget: 3 against 1").all()
+    points = read_table(Efficiency, out / "efficiency.parquet")
+    assert len(points) == 2 * 2 * 2
+    assert (points["train_tflop"] == 2.5).all()
+    assert len(read_table(LabelSavings, out / "savings.parquet")) == 2
+    losses = read_table(Overfitting, out / "overfitting.parquet")
+    assert len(losses) == 4
+    assert (losses["gap"] == 0.25).all()
+
+
+def test_trials_that_are_not_recorded_are_none():
+    rows = [{"run": "a", "trials": 3}, {"run": "b"}]
+    assert trials_of(make_table(Runs, rows)) == {"a": 3, "b": None}
 
 
 def test_undefined_is_null_and_never_a_number(tmp_path, monkeypatch):

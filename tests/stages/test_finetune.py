@@ -3,6 +3,9 @@
 import hashlib
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -10,14 +13,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from torchvision.models import get_model_weights
 
 from pipeline.errors import PipelineError
 from pipeline.params import ParamsError, parse
 from pipeline.stages import features, finetune
 from pipeline.stages.finetune import FinetuneParams, Run, load_dataset, load_method, restrict
 from pipeline.tables import Curves, Labels, read_table, write_table
-from pipeline.training.checkpoints import file_sha256, load_model
+from pipeline.training.backbone import build
+from pipeline.training.checkpoints import file_sha256, load_model, trunk_digest
 from pipeline.training.loop import predict_logits
+from pipeline.work import locked
 
 
 def params(**changes):
@@ -82,7 +88,8 @@ def test_permuting_a_subset_brings_in_no_label_of_the_rest():
     data = tiny.dataset(num=80, num_val=20)
     some = restrict(data, run(0.5), params())
     labels = data.labels.copy()
-    labels[np.setdiff1d(data.train, some.train)] = 9.0
+    rest = np.setdiff1d(data.train, some.train)
+    labels[rest[labels[rest, 0] == 0]] = 9.0  # each patient stays positive, by another image: the subset is the same
     part = restrict(replace(data, labels=labels), run(0.5), params(permute_labels=True))
     assert 9.0 not in part.labels[part.train]
 
@@ -113,7 +120,7 @@ def test_the_data_are_joined_by_name_not_by_position(tmp_path):
     expected[3] = np.nan
     assert np.array_equal(data.labels[:, 1], expected, equal_nan=True)
     assert np.array_equal(data.labels[:, 0], np.r_[np.ones(5), np.full(19, np.nan)], equal_nan=True)
-    assert list(data.patients[:4]) == ["p000", "p000", "p001", "p001"]
+    assert list(data.patients[:4]) == ["p000", "p001", "p000", "p001"]
     assert sorted(data.train) == list(range(18))
     assert sorted(data.id_val) == list(range(18, 24))
     bright = data.images.read(np.arange(24))[:, 0, :, :16].mean(axis=(1, 2)) > 120
@@ -154,11 +161,13 @@ def test_features_are_those_of_the_pretrained_model_in_the_stores_order(tmp_path
 
 @pytest.mark.parametrize("method", tiny.METHODS)
 def test_a_model_and_all_that_loading_it_needs(tmp_path, monkeypatch, method):
-    out = stage(tmp_path, monkeypatch, method)
+    out = stage(tmp_path, monkeypatch, method, finetune={"seeds": [1], "epochs": 2, "batch_size": 8})
     name = f"{tiny.BACKBONE}-{method}-seed1"
-    assert sorted(path.name for path in out.iterdir()) == sorted(["curves.parquet", name])
+    few = [f"{name}-shots{shots}-draw{draw}" for shots in (1, 2) for draw in (0, 1)] if method == "prototypes" else []
+    assert sorted(path.name for path in out.iterdir()) == sorted(["curves.parquet", name, *few])
+    assert not list((tmp_path / ".checkpoints/finetune").glob("*/*"))  # nothing is left of the work
     card = json.loads((out / name / "model.json").read_text())
-    scratch = method == "scratch"
+    scratch = method in tiny.SCRATCH
     model, _ = load_model(out / name)
     assert {**card, "params": None} == {
         "run": name,
@@ -167,12 +176,19 @@ def test_a_model_and_all_that_loading_it_needs(tmp_path, monkeypatch, method):
         "seed": 1,
         "label_fraction": 1.0,
         "draw": 0,
+        "shots": None,
         "findings": ["opacity"],
-        "channels": 1,
+        "image_shape": [1, 32, 32],
+        "hidden": 16 if method == "vgg_head" else None,
+        "pooled": method == "vgg_head",
+        "trunk_sha256": trunk_digest(model),
+        "trials": 2 if method in ("linear_probe", "lp_ft") else 1,
+        "train_tflop": card["train_tflop"],
         "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         "initialisation": "scratch" if scratch else "file",
         "weights_name": None if scratch else "random numbers, for tests",
         "weights_sha256": None if scratch else "ab" * 32,
+        "weights_licence": None if scratch else "a licence",
         "num_train_images": 24,
         "num_train_patients": 12,
         "num_parameters": sum(value.numel() for value in model.parameters()),
@@ -180,26 +196,30 @@ def test_a_model_and_all_that_loading_it_needs(tmp_path, monkeypatch, method):
         "versions": {name: version(name).split("+")[0] for name in ("torch", "torchvision", "scikit-learn")},
         "file_sha256": file_sha256(out / name / "model.safetensors"),
     }
-    assert card["params"]["method"] == tiny.METHODS[method]
-    assert card["params"]["finetune"] == {"seeds": [1], "epochs": 1, "batch_size": 8}
+    module = load_method(method)
+    assert card["params"]["method"] == module.Params(**tiny.METHODS[method]).model_dump()
+    assert card["params"]["finetune"] == {"seeds": [1], "epochs": 2, "batch_size": 8}
+    per_image = finetune.forward_flops(model, (1, 32, 32)) / 1e12
+    passes = {"scratch_converged": 2, "linear_probe": 0, "vgg_head": 0, "prototypes": 0}.get(method, 2)
+    assert card["train_tflop"] == pytest.approx(per_image * (passes * (3 * 24 + 8) if passes else 32))
     assert str(tmp_path) not in json.dumps(card)
     curves = read_table(Curves, out / "curves.parquet")
-    assert set(curves["run"]) == {name}
-    assert (
-        set(curves["phase"])
-        == {
-            "scratch": {"finetune"},
-            "full_finetune": {"finetune"},
-            "linear_probe": {"probe opacity"},
-            "lp_ft": {"probe opacity", "finetune"},
-        }[method]
-    )
+    assert set(curves["run"]) == {name, *few}
+    special = {
+        "linear_probe": {"probe opacity"},
+        "lp_ft": {"probe opacity", "finetune"},
+        "gradual_unfreeze": {"unfreeze 0", "unfreeze 1"},
+        "prototypes": {"prototypes opacity"},
+    }
+    assert set(curves["phase"]) == special.get(method, {"finetune"})
+    if method == "prototypes":
+        return  # nothing was fitted to a loss
     # the kept epoch's loss is the loaded model's
     data, _ = load_dataset(tmp_path / "in/gather")
     logits = predict_logits(tiny.fabric(), model, data.images, data.id_val, 4, torch.contiguous_format)[:, 0]
     signed = np.where(data.labels[data.id_val, 0] == 1, logits, -logits).astype(np.float64)
-    last = curves[curves["kept"] & (curves["phase"] != "probe opacity" if method == "lp_ft" else True)]
-    assert np.logaddexp(0, -signed).mean() == pytest.approx(float(last["id_val_loss"].iloc[0]), abs=1e-5)
+    kept = curves[curves["kept"] & (curves["phase"] != "probe opacity" if method == "lp_ft" else True)]
+    assert np.logaddexp(0, -signed).mean() == pytest.approx(float(kept["id_val_loss"].min()), abs=1e-5)
 
 
 def test_all_seeds_fractions_and_draws_and_two_runs_give_the_same_bytes(tmp_path, monkeypatch):
@@ -227,3 +247,99 @@ def test_weights_of_another_backbone_are_refused(tmp_path, monkeypatch):
 def test_a_fraction_out_of_range_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ParamsError, match=r"finetune.label_fractions: each must be above 0 and at most 1; got 25"):
         stage(tmp_path, monkeypatch, finetune={"seeds": [1], "label_fractions": [25.0], "epochs": 1, "batch_size": 8})
+
+
+# --- killed --------------------------------------------------------------------------------------------------
+
+
+KILLED = """
+import os, signal, sys
+from pipeline.training import checkpoints
+real, left = checkpoints.Checkpoint.save, [{saves}]
+def save(self, state):
+    real(self, state)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.Checkpoint.save = save
+checkpoints.CHECKPOINT_SECONDS = 0.0
+from pipeline.training import loop
+loop.STEPS_UNCHECKED = 1
+from pipeline.stages import finetune
+finetune.main()
+"""
+
+
+def digests(folder):
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_job_that_was_killed_ends_in_the_same_bytes(tmp_path, monkeypatch):
+    """kill -9 in the first run, and again in the second; what was whole is not trained again."""
+    runs = {"seeds": [1, 2], "epochs": 2, "batch_size": 8}
+    whole = stage(tmp_path, monkeypatch, "lp_ft", "whole", finetune=runs)
+    paths = [f"--{name}={tmp_path}/in/{name}" for name in ("gather", "weights", "features")]
+    command = [*paths, f"--params={tmp_path}/params.yaml", f"--backbone={tiny.BACKBONE}", "--method=lp_ft"]
+    command.append(f"--out={tmp_path}/again")
+    for saves in (4, 7):
+        killed = subprocess.run([sys.executable, "-c", KILLED.format(saves=saves), *command], capture_output=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not (tmp_path / "again").exists()
+    (work,) = (path for path in (tmp_path / ".checkpoints/finetune").iterdir() if path.is_dir())
+    done = work / f"{tiny.BACKBONE}-lp_ft-seed1/model.safetensors"
+    before = done.stat().st_mtime_ns
+    seen = []
+    real = finetune.publish
+    monkeypatch.setattr(finetune, "publish", lambda *args: (seen.append(done.stat().st_mtime_ns), real(*args)))
+    stage(tmp_path, monkeypatch, "lp_ft", "again", finetune=runs)
+    assert seen == [before]
+    assert digests(tmp_path / "again") == digests(whole)
+
+
+def test_work_of_other_params_is_not_taken(tmp_path, monkeypatch):
+    first = stage(tmp_path, monkeypatch, "scratch", "first")
+    work = tmp_path / ".checkpoints/finetune"
+    stale = work / f"{tiny.BACKBONE}-scratch-{'0' * 32}"
+    name = f"{tiny.BACKBONE}-scratch-seed1"
+    stale.mkdir()
+    (stale / name).mkdir()
+    (stale / name / "model.json").write_text("{}")
+    second = stage(tmp_path, monkeypatch, "scratch", "second")
+    assert not stale.exists()
+    assert digests(first) == digests(second)
+
+
+def test_two_at_once_are_refused(tmp_path, monkeypatch):
+    stage(tmp_path, monkeypatch, "scratch")
+    held = locked(tmp_path / ".checkpoints/finetune", f"{tiny.BACKBONE}-scratch")
+    with held, pytest.raises(PipelineError, match="another process is at work"):
+        stage(tmp_path, monkeypatch, "scratch", "again")
+
+
+def test_flops_are_the_published_ones():
+    """torchvision states multiply-adds in thousands of millions; an operation is half of one."""
+    for name in ("resnet18", "mobilenet_v2"):
+        model = build(name, 1000, seed=0, state=None)
+        published = get_model_weights(name).DEFAULT.meta["_ops"] * 2e9
+        assert finetune.forward_flops(model, (1, 224, 224)) == pytest.approx(published, rel=0.02)
+
+
+def test_few_shot_runs_draw_patients_not_seeds(tmp_path, monkeypatch):
+    out = stage(tmp_path, monkeypatch, "prototypes", finetune={"seeds": [1, 2], "epochs": 1, "batch_size": 8})
+    cards = [json.loads(path.read_text()) for path in out.glob("*/model.json")]
+    few = {(card["shots"], card["draw"]): card for card in cards if card["shots"]}
+    assert sorted(few) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert {card["seed"] for card in few.values()} == {1}
+    assert {key: card["num_train_patients"] for key, card in few.items()} == {
+        (1, 0): 2, (1, 1): 2, (2, 0): 4, (2, 1): 4
+    }  # fmt: skip
+    assert len({card["trunk_sha256"] for card in cards}) == 1  # one pass over the images serves all of them
+
+
+def test_more_shots_than_patients_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(PipelineError, match="50 labelled patients a class are wanted"):
+        stage(tmp_path, monkeypatch, "prototypes", methods={"prototypes": {"shots": [50], "draws": 1}})

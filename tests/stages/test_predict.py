@@ -15,7 +15,7 @@ from pipeline.stages import predict
 from pipeline.stages.predict import rows_of_run
 from pipeline.tables import Curves, Labels, Predictions, Runs, Splits, read_table, write_table
 from pipeline.training.backbone import build
-from pipeline.training.checkpoints import file_sha256, load_model, save_model
+from pipeline.training.checkpoints import file_sha256, load_model, save_model, trunk_digest
 from pipeline.training.feed import to_unit
 
 CARD = {
@@ -25,6 +25,7 @@ CARD = {
     "seed": 1,
     "label_fraction": 1.0,
     "draw": 0,
+    "shots": None,
     "findings": ["opacity"],
 }
 
@@ -72,8 +73,13 @@ def study(tmp_path):
             "seed": seed,
             "label_fraction": 1.0,
             "draw": 0,
+            "shots": None,
             "findings": ["effusion", "opacity"],
-            "channels": 1,
+            "image_shape": [1, 32, 32],
+            "hidden": None,
+            "pooled": False,
+            "trials": 1,
+            "train_tflop": 0.5,
             "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
             "initialisation": "scratch" if method == "scratch" else "imagenet",
             "weights_name": None if method == "scratch" else "W",
@@ -82,7 +88,8 @@ def study(tmp_path):
             "num_train_patients": 5,
             "num_parameters": 4,
         }
-        save_model(build(tiny.BACKBONE, 2, seed=seed, state=None), card, job / name)
+        model = build(tiny.BACKBONE, 2, seed=seed, state=None)
+        save_model(model, {**card, "trunk_sha256": trunk_digest(model)}, job / name)
         write_table(Curves, [{"run": name, "epoch": 0, "phase": "finetune", "kept": True}], job / "curves.parquet")
     return tmp_path
 
@@ -125,7 +132,7 @@ def test_each_images_logit_is_its_own(study, monkeypatch):
         for site, image in (("home", "home-id_test-3"), ("away", "away-ood_test-5")):
             pixels = Store(study / "images" / site).read([names[site].index(image)])
             with torch.no_grad():
-                expected = model(to_unit(pixels, torch.device("cpu"), torch.contiguous_format))[0]
+                expected = model(to_unit(torch.from_numpy(pixels), torch.device("cpu"), torch.contiguous_format))[0]
             for position, finding in enumerate(card["findings"]):
                 assert rows[card["run"], finding, image] == pytest.approx(float(expected[position]), abs=1e-5)
 

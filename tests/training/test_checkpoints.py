@@ -12,7 +12,9 @@ from pipeline.training.checkpoints import file_sha256, load_model, load_weights,
 
 CARD = {
     "backbone": tiny.BACKBONE,
-    "channels": 1,
+    "image_shape": [1, 64, 64],
+    "hidden": None,
+    "pooled": False,
     "findings": ["a", "b"],
     "input": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
     "run": "x",

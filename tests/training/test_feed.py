@@ -3,13 +3,25 @@
 import cv2
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny import STILL
 
-from pipeline.training.feed import AugmentParams, augment, draw_affine, epoch_order, in_batches, to_unit
+from pipeline.errors import PipelineError
+from pipeline.training.feed import (
+    AugmentParams,
+    FeatureFeed,
+    ImageFeed,
+    augment,
+    draw_affine,
+    epoch_order,
+    in_batches,
+    read_ahead,
+    to_unit,
+)
 
 CPU = torch.device("cpu")
 
@@ -163,7 +175,7 @@ def test_contrast_stretches_about_the_mean_and_is_clipped():
 def test_bytes_become_exact_floats_of_either_layout():
     images = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
     for layout in (torch.contiguous_format, torch.channels_last):
-        grey = to_unit(images, CPU, layout)
+        grey = to_unit(torch.from_numpy(images), CPU, layout)
         assert grey.shape == (1, 1, 16, 16)
         assert grey.dtype == torch.float32
         np.testing.assert_array_equal(grey.numpy(), images.astype(np.float32) / np.float32(255))
@@ -175,3 +187,54 @@ def test_bytes_become_exact_floats_of_either_layout():
 def test_senseless_augmentation_is_refused(bad):
     with pytest.raises(ValidationError):
         AugmentParams(**bad)
+
+
+@given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 9), st.integers(0, 3))
+def test_a_sample_is_the_same_in_any_batch_of_any_process(indices, batch_size, epoch):
+    """Keyed by seed, epoch and image: how images come together, and in which process, changes none."""
+    data = tiny.dataset()
+    feed = ImageFeed(data.images, CPU, torch.contiguous_format, AugmentParams(), 5)
+    (whole,) = feed.training([np.arange(24)], epoch)
+    chosen = np.array(indices)
+    made = torch.cat(list(feed.training(in_batches(chosen, batch_size), epoch)))
+    torch.testing.assert_close(made, whole[chosen], atol=1e-6, rtol=0)
+    # As two processes take it in turns.
+    halves = [torch.cat(list(feed.training([chosen[rank::2]], epoch))) for rank in (0, 1) if len(chosen[rank::2])]
+    for rank, half in enumerate(halves):
+        torch.testing.assert_close(half, whole[chosen[rank::2]], atol=1e-6, rtol=0)
+
+
+def test_a_feed_that_drew_batch_by_batch_would_be_seen():
+    """The comparison above can fail: another epoch, or parameters by place in the batch, give other pictures."""
+    data = tiny.dataset()
+    feed = ImageFeed(data.images, CPU, torch.contiguous_format, AugmentParams(), 5)
+    (whole,), (later,) = feed.training([np.arange(24)], 0), feed.training([np.arange(24)], 1)
+    assert (whole - later).abs().max() > 0.05
+    theta, contrast = draw_affine(24, 5, 0, AugmentParams())
+    pixels = to_unit(torch.from_numpy(data.images.read(np.arange(12, 24))), CPU, torch.contiguous_format)
+    by_place = augment(pixels, torch.from_numpy(theta[:12]), torch.from_numpy(contrast[:12]))
+    assert (by_place - whole[12:]).abs().max() > 0.05
+
+
+def test_reading_ahead_keeps_the_order_and_tells_of_errors():
+    batches = [np.array([number]) for number in range(10)]
+    read = list(read_ahead(lambda batch: torch.from_numpy(batch * 2), batches))
+    assert [int(batch[0]) for batch, _ in read] == list(range(10))
+    assert [int(value[0]) for _, value in read] == list(range(0, 20, 2))
+
+    def broken(batch):
+        if batch[0] == 3:
+            raise PipelineError("the disk is gone")
+        return torch.from_numpy(batch)
+
+    seen = []
+    with pytest.raises(PipelineError, match="the disk is gone"):
+        seen.extend(int(batch[0]) for batch, _ in read_ahead(broken, batches))
+    assert seen == [0, 1, 2]
+
+
+def test_cached_features_come_by_index():
+    features = torch.arange(12.0).view(6, 2)
+    made = list(FeatureFeed(features).training([np.array([4, 0]), np.array([5])], epoch=3))
+    assert torch.equal(made[0], features[[4, 0]])
+    assert torch.equal(made[1], features[[5]])

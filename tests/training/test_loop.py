@@ -8,23 +8,32 @@ import pytest
 import tiny
 import torch
 from pydantic import ValidationError
+from sklearn.utils.class_weight import compute_class_weight
 
 from pipeline.errors import PipelineError
+from pipeline.params import ParamsError
+from pipeline.training import loop
 from pipeline.training.backbone import build
-from pipeline.training.feed import AugmentParams, epoch_order, in_batches
-from pipeline.training.loop import learning_rate_factor, masked_loss, predict_logits, train
+from pipeline.training.checkpoints import Checkpoint
+from pipeline.training.feed import AugmentParams, ImageFeed, epoch_order, in_batches
+from pipeline.training.loop import Plan, balanced_weights, learning_rate_factor, masked_loss, predict_logits, train
 
 
-def fit(data, model, *, seed=1, learning_rate=1e-3, **loop):
+def fit(data, model, *, seed=1, learning_rate=1e-3, plan=None, checkpoint=None, **options):
+    params = tiny.loop(**options)
+    fabric = tiny.fabric()
     return train(
-        tiny.fabric(),
+        fabric,
         model,
         data,
-        tiny.loop(**loop),
-        learning_rate=learning_rate,
+        params,
+        plan or Plan(learning_rate),
+        feed=ImageFeed(data.images, fabric.device, torch.contiguous_format, params.augment, seed),
+        findings=[f"finding{index}" for index in range(data.labels.shape[1])],
         seed=seed,
         layout=torch.contiguous_format,
         description="run",
+        checkpoint=checkpoint,
     )
 
 
@@ -118,7 +127,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch():
     first = next(in_batches(epoch_order(data.train, 1, 0), 8)).tolist()
     with pytest.raises(PipelineError) as caught:
         fit(data, model)
-    assert f"the loss is nan in epoch 0 at the batch of array indices {first}" in str(caught.value)
+    ids = ", ".join(f"image{index:03d}" for index in first)
+    assert f"the loss is nan in epoch 0 at the batch of images {ids};" in str(caught.value)
 
 
 def test_an_id_val_loss_that_is_never_finite_is_an_error():
@@ -194,3 +204,136 @@ def test_prediction_leaves_no_trace_in_the_model():
     logits_of(model, data, data.train)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert len(logits_of(model, data, data.train[:0])) == 0
+
+
+# --- options of the loop -----------------------------------------------------------------------------------------
+
+
+def test_balanced_weights_are_scikit_learns():
+    labels = np.array([[1, 0], [0, 0], [0, np.nan], [0, 1], [np.nan, 1], [1, 1]], np.float32)
+    train = np.arange(5)
+    made = balanced_weights(labels, train)
+    for position in (0, 1):
+        known = labels[train, position][~np.isnan(labels[train, position])]
+        expected = compute_class_weight("balanced", classes=np.array([0.0, 1.0]), y=known)
+        np.testing.assert_allclose(made[:, position], expected, rtol=1e-6)
+
+
+def test_weights_of_classes_and_findings_in_the_loss_by_hand():
+    logits = torch.tensor([[0.3, -1.0], [2.0, 0.5], [-0.7, 0.1]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, float("nan")], [1.0, 1.0]])
+    classes = torch.tensor([[0.5, 2.0], [3.0, 0.25]])
+    findings = torch.tensor([1.0, 4.0])
+    total, count = masked_loss(logits, labels, classes, findings)
+    expected = 0.0
+    for i, j in ((0, 0), (0, 1), (1, 0), (2, 0), (2, 1)):
+        y = float(labels[i, j])
+        p = 1 / (1 + np.exp(-float(logits[i, j])))
+        expected += float(classes[int(y), j] * findings[j]) * -(y * np.log(p) + (1 - y) * np.log(1 - p))
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert int(count) == 5
+
+
+def test_a_finding_of_weight_near_zero_is_not_learnt():
+    """One trunk, two heads: the head of the finding that hardly counts stays where it was."""
+    data = tiny.dataset(findings=2)
+
+    def moved(weights):
+        model = build(tiny.BACKBONE, 2, seed=1, state=None)
+        before = model.head.weight.detach().clone()
+        fit(data, model, finding_weights=weights, weight_decay=0.0, epochs=1)
+        return (model.head.weight.detach() - before).abs().sum(dim=1)
+
+    even = moved({})
+    first = moved({"finding1": 1e-12})
+    assert first[1] < 0.05 * even[1]
+    assert first[0] > 0.5 * even[0]
+
+
+def test_an_unknown_finding_to_weigh_is_refused():
+    with pytest.raises(ParamsError, match=r"finding_weights: unknown findings \['effusion'\]"):
+        fit(tiny.dataset(), build(tiny.BACKBONE, 1, seed=1, state=None), finding_weights={"effusion": 2.0})
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole():
+    """With batch-norm frozen, else each part has statistics of its own."""
+    data = tiny.dataset(num=31, num_val=7)
+    data.labels[5] = np.nan
+
+    def state(accumulate):
+        model = build("resnet18", 1, seed=1, state=tiny.weights("resnet18"))
+        rows = fit(data, model, epochs=1, accumulate=accumulate, batch_norm="frozen")
+        return rows[0].train_loss, model.state_dict()
+
+    (loss, whole), (same_loss, parts) = state(1), state(3)
+    assert same_loss == pytest.approx(loss, abs=1e-5)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, atol=1e-4, rtol=1e-3)
+
+
+def test_parts_that_would_be_empty_are_refused():
+    with pytest.raises(PipelineError, match=r"a batch of 8 of 16 images in 5 parts .* leaves 1 in some"):
+        fit(tiny.dataset(), build(tiny.BACKBONE, 1, seed=1, state=None), accumulate=5)
+
+
+def test_synchronised_batch_norm_needs_gpus():
+    with pytest.raises(ParamsError, match="'synchronised' needs GPUs"):
+        fit(tiny.dataset(), build(tiny.BACKBONE, 1, seed=1, state=None), batch_norm="synchronised")
+
+
+def test_training_ends_after_so_many_epochs_without_a_better_one():
+    data = tiny.dataset(num=32, num_val=8)
+    wrong = data.labels.copy()
+    wrong[data.id_val] = 1 - wrong[data.id_val]
+    rows = fit(replace(data, labels=wrong), build(tiny.BACKBONE, 1, seed=1, state=None), epochs=12, patience=2,
+               learning_rate=3e-3)  # fmt: skip
+    kept = next(row.epoch for row in rows if row.kept)
+    assert len(rows) == kept + 3
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_one_class_in_training_is_refused_with_its_finding(label):
+    data = tiny.dataset(findings=2)
+    data.labels[data.train, 1] = label
+    with pytest.raises(PipelineError, match="training needs images with and without 'finding1'"):
+        fit(data, build(tiny.BACKBONE, 2, seed=1, state=None))
+
+
+def test_a_finding_that_no_image_has_is_refused():
+    data = tiny.dataset(findings=2)
+    data.labels[data.train, 0] = np.nan
+    with pytest.raises(PipelineError, match="'finding0'; there are 0 with and 0 without"):
+        fit(data, build(tiny.BACKBONE, 2, seed=1, state=None))
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    model = build(tiny.BACKBONE, 1, seed=1, state=None)
+
+    def full(*_arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model.trunk, "forward", full)
+    with pytest.raises(PipelineError, match=r"no memory left on cpu at a batch of 8 images\. Lower"):
+        fit(tiny.dataset(), model)
+
+
+def test_a_gradient_that_is_not_finite_stops_with_its_batch_and_saves_nothing(tmp_path, monkeypatch):
+    """The loss is finite, its gradient is not; the checkpoint of the step before stays."""
+    monkeypatch.setattr(loop, "STEPS_UNCHECKED", 1)
+    data = tiny.dataset()
+    model = build(tiny.BACKBONE, 1, seed=1, state=None)
+    steps = []
+
+    def poison(gradient):
+        steps.append(None)
+        return gradient * (float("inf") if len(steps) == 2 else 1.0)
+
+    model.head.weight.register_hook(poison)
+    second = list(in_batches(epoch_order(data.train, 1, 0), 8))[1]
+    checkpoint = Checkpoint(tmp_path / "c.pt", seconds=0.0)
+    with pytest.raises(PipelineError) as caught:
+        fit(data, model, checkpoint=checkpoint)
+    assert ", ".join(data.image_ids[second]) in str(caught.value)
+    saved = checkpoint.load()
+    assert saved["progress"]["batch"] == 1
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())

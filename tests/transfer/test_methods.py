@@ -10,7 +10,10 @@ import tiny
 import torch
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
 
+from pipeline.errors import PipelineError
+from pipeline.params import ParamsError
 from pipeline.training.checkpoints import load_model, save_model
 from pipeline.training.loop import predict_logits
 
@@ -22,6 +25,8 @@ BACKBONES = [tiny.BACKBONE, "mobilenet_v3_small"]
 
 def fit(method, engine, **changes):
     module = importlib.import_module(f"pipeline.transfer.{method}")
+    if method == "gradual_unfreeze":  # an epoch a phase
+        engine.loop = engine.loop.model_copy(update={"epochs": max(2, engine.loop.epochs)})
     return module.fit(engine, module.Params(**{**tiny.METHODS[method], **changes}))
 
 
@@ -48,12 +53,12 @@ def test_one_step_is_saved_loaded_and_predicts_the_same(tmp_path, method, backbo
     logits = logits_of(model, data)
     assert logits.shape == (24, 2)
     assert np.isfinite(logits).all()
-    card = {"backbone": backbone, "channels": 1, "findings": ["a", "b"]}
-    card["input"] = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
-    save_model(model, card, tmp_path)
+    save_model(model, tiny.card_of(model, backbone, engine), tmp_path)
     assert np.array_equal(logits_of(load_model(tmp_path)[0], data), logits)
     assert engine.curves
-    assert sum(row.kept for row in engine.curves if row.phase == "finetune") == (method != "linear_probe")
+    phases = {row.phase for row in engine.curves if not row.phase.startswith(("probe", "prototypes"))}
+    assert bool(phases) == (method in tiny.BY_EPOCHS)
+    assert sum(row.kept for row in engine.curves if row.phase in phases) == len(phases)
 
 
 @pytest.mark.parametrize("method", tiny.METHODS)
@@ -108,7 +113,7 @@ def test_scratch_never_sees_the_pretrained_weights():
     assert bits(fit("scratch", tiny.engine(data, loop=loop, weights=poisoned, features=features))) == plain
 
 
-@pytest.mark.parametrize("method", ["full_finetune", "lp_ft"])
+@pytest.mark.parametrize("method", ["full_finetune", "lp_ft", "gradual_unfreeze", "layer_decay"])
 def test_fine_tuning_starts_from_the_pretrained_weights(method):
     """At a learning rate of nearly nothing no parameter moves; batch-norm's statistics do, by design."""
     data = tiny.dataset()
@@ -131,7 +136,7 @@ def test_lp_ft_starts_from_the_probes_head():
 @pytest.mark.parametrize("method", tiny.METHODS)
 def test_images_outside_train_and_id_val_change_nothing(method):
     data = tiny.dataset()
-    fewer = replace(data, train=data.train[:-2])
+    fewer = replace(data, train=data.train[:-2], pool=data.train[:-2])
     other_images, other_labels = data.images.pixels[:, 0].copy(), data.labels.copy()
     left_out = data.train[-2:]
     other_images[left_out] = 255 - other_images[left_out]
@@ -156,3 +161,72 @@ def test_senseless_params_are_refused(method, bad):
     module = importlib.import_module(f"pipeline.transfer.{method}")
     with pytest.raises(ValidationError):
         module.Params(**{**tiny.METHODS[method], **bad})
+
+
+@pytest.mark.parametrize("method", tiny.FROZEN)
+def test_a_frozen_backbone_is_the_pretrained_one_to_the_bit(method):
+    data = tiny.dataset()
+    engine = tiny.engine(data, "mobilenet_v3_small")
+    model = fit(method, engine)
+    start = engine.pretrained(hidden=16 if method == "vgg_head" else None, pooled=method == "vgg_head")
+    trunk = {key: value for key, value in bits(model).items() if key.startswith("trunk.")}
+    assert any("running_var" in key for key in trunk)
+    assert trunk == {key: value for key, value in bits(start).items() if key.startswith("trunk.")}
+
+
+@pytest.mark.filterwarnings("ignore:self.within_class_std_dev_ has:UserWarning")  # dead features of a random network
+def test_prototypes_are_the_nearest_centroid():
+    """Oracle: scikit-learn's, on features scaled in the same way."""
+    data = tiny.dataset(num=40, num_val=12)
+    data = replace(data, train=data.train[:9])
+    engine = tiny.engine(data)
+    model = fit("prototypes", engine)
+    scale = engine.features[data.pool].astype(np.float64).std(axis=0)
+    inputs = engine.features / np.where(scale > 0, scale, 1.0)
+    theirs = NearestCentroid().fit(inputs[data.train], data.labels[data.train, 0])
+    logits = logits_of(model, data)[:, 0]
+    assert np.array_equal(logits > 0, theirs.predict(inputs) == 1)
+    squared = ((inputs[:, None] - theirs.centroids_[None]) ** 2).mean(axis=2)
+    np.testing.assert_allclose(logits, (squared[:, 0] - squared[:, 1]) / 2, atol=1e-4)
+
+
+def test_prototypes_need_both_classes():
+    data = tiny.dataset()
+    data = replace(data, train=data.train[data.labels[data.train, 0] == 1])
+    with pytest.raises(PipelineError, match="no labelled image has 'finding0' = 0"):
+        fit("prototypes", tiny.engine(data))
+
+
+def test_of_several_learning_rates_id_val_chooses():
+    data = tiny.dataset(num=32, num_val=8)
+    rates = [1e-9, 3e-3]
+    engine = tiny.engine(data, loop=tiny.loop(epochs=6))
+    model = fit("scratch", engine, learning_rate=rates)
+    assert engine.trials == 2
+    alone = {rate: tiny.engine(data, loop=tiny.loop(epochs=6)) for rate in rates}
+    single = {rate: bits(fit("scratch", alone[rate], learning_rate=rate)) for rate in rates}
+    best = min(rates, key=lambda rate: min(row.id_val_loss for row in alone[rate].curves))
+    assert bits(model) == single[best]
+    assert {row.phase for row in engine.curves} == {"finetune, rate 1e-09", "finetune, rate 0.003"}
+    assert [row.phase for row in engine.curves if row.kept] == [f"finetune, rate {best:g}"]
+
+
+def test_gradual_unfreezing_needs_an_epoch_a_phase():
+    module = importlib.import_module("pipeline.transfer.gradual_unfreeze")
+    engine = tiny.engine(tiny.dataset(), loop=tiny.loop(epochs=3))
+    with pytest.raises(ParamsError, match=r"4 phases need as many epochs; finetune.epochs is 3"):
+        module.fit(engine, module.Params(learning_rate=1e-3, groups=3))
+
+
+def test_scratch_refuses_batch_norm_without_statistics():
+    engine = tiny.engine(tiny.dataset(), loop=tiny.loop(batch_norm="frozen"))
+    with pytest.raises(ParamsError, match="leaves a network that is trained from scratch without statistics"):
+        fit("scratch", engine)
+
+
+def test_scratch_converged_goes_on_longer():
+    data = tiny.dataset(num=32, num_val=8)
+    engine = tiny.engine(data, loop=tiny.loop(epochs=1))
+    fit("scratch_converged", engine, epochs=4, patience=4)
+    assert [row.epoch for row in engine.curves] == [0, 1, 2, 3]
+    assert engine.image_passes == 4 * 24

@@ -1,0 +1,66 @@
+"""Every backbone by every method: one step, saved, loaded, and the same predictions (random weights)."""
+
+import gc
+import importlib
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from pipeline.training.checkpoints import load_model, save_model
+from pipeline.training.loop import predict_logits
+
+# As few pixels as each one takes.
+SIZES = {
+    "convnext_tiny": 32,
+    "densenet121": 32,
+    "efficientnet_b0": 32,
+    "inception_v3": 299,
+    "mobilenet_v2": 32,
+    "resnet18": 32,
+    "resnet50": 32,
+    "vgg16": 32,
+    "vit_b_16": 32,
+}
+PAIRS = [(backbone, method) for backbone in SIZES for method in sorted(tiny.METHODS)]
+
+
+@cache
+def prepared(backbone):
+    """Data, and the frozen backbone's features."""
+    data = tiny.dataset(num=6, num_val=2, size_px=SIZES[backbone])
+    made = tiny.engine(data, backbone)
+    return data, made.features, made.pooled
+
+
+def logits_of(model, data):
+    return predict_logits(tiny.fabric(), model, data.images, np.arange(6), 6, torch.contiguous_format)
+
+
+@pytest.mark.parametrize(("backbone", "method"), PAIRS)
+def test_one_step_is_saved_loaded_and_predicts_the_same(tmp_path, backbone, method):
+    data, features, pooled = prepared(backbone)
+    epochs = 2 if method == "gradual_unfreeze" else 1
+    engine = tiny.engine(data, backbone, loop=tiny.loop(epochs=epochs, batch_size=4), features=features, pooled=pooled)
+    module = importlib.import_module(f"pipeline.transfer.{method}")
+    params = {**tiny.METHODS[method], **({"epochs": 1} if method == "scratch_converged" else {})}
+    model = module.fit(engine, module.Params(**params))
+    assert not model.training
+    assert engine.curves
+    logits = logits_of(model, data)
+    assert logits.shape == (6, 1)
+    assert np.isfinite(logits).all()
+    assert np.ptp(logits) > 0
+    save_model(model, tiny.card_of(model, backbone, engine), tmp_path / "model")
+    del model
+    loaded, _ = load_model(tmp_path / "model")
+    assert np.array_equal(logits_of(loaded, data), logits)
+    # VGG's files and weights are half a gigabyte.
+    shutil.rmtree(tmp_path / "model")
+    if (backbone, method) in PAIRS[len(tiny.METHODS) - 1 :: len(tiny.METHODS)]:
+        tiny.weights.cache_clear()
+        prepared.cache_clear()
+    gc.collect()
