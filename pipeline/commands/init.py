@@ -113,6 +113,10 @@ def study_params(title: str, surveys: Mapping[str, Survey], key_fingerprint: str
             {"title": title, "images": False},
             "images: true shows images of patients; counts below min_cell (11) are not told",
         ),
+        "verdict": (
+            demo["verdict"],
+            "margin: the difference in AUROC that does not matter for what this is for; decide before results are seen",
+        ),
         "weights": ({"allow_random": False}, "From here on as in the demo; longer training will pay"),
     }  # fmt: skip
     sites = "".join(_site_text(name, surveys[name]) for name in names)

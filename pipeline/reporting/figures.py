@@ -29,7 +29,7 @@ MARGIN_BAND = "#dae1e6"
 _LOOKS = {
     "scratch": ("#4d4d4d", "o"),
     "scratch_converged": ("#4d4d4d", "X"),
-    "prototypes": ("#CC79A7", "*"),
+    "prototypes": ("#CC79A7", "p"),
     "linear_probe": ("#0072B2", "s"),
     "vgg_head": ("#56B4E9", "P"),
     "full_finetune": ("#D55E00", "D"),
@@ -38,7 +38,7 @@ _LOOKS = {
     "layer_decay": ("#332288", "<"),
     "l2_sp": ("#882255", ">"),
 }
-_SPARE_LOOKS = (("#E69F00", "h"), ("#56B4E9", "d"), ("#009E73", "p"))
+_SPARE_LOOKS = (("#E69F00", "h"), ("#56B4E9", "d"), ("#009E73", "8"))
 _VERDICT_INK = {"helps": "#00664b", "harms": ALARM, "equivalent": "#0b5c8a", "undecided": MUTED}
 _SITE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d")
 _STYLE = {
@@ -209,7 +209,7 @@ def verdicts(study: Study, finding: str, backbone: str, against: str) -> Figure:
         study.not_imagenet,
     )
     panel = sheet.axes(2.75, 0.3, 3.3, height)
-    columns = {"difference": 6.15, "verdict": 7.65, "p_holm": 8.5, "p_equivalence_holm": 9.35}
+    columns = {"difference": 6.15, "verdict": 7.75, "p_holm": 8.55, "p_equivalence_holm": 9.35}
     heads = {
         "difference": "Difference",
         "verdict": "Verdict",
@@ -370,7 +370,7 @@ def _curves(
     for number, place in enumerate(places):
         axes = sheet.axes(0.75 + 5.0 * number, 0.3, width, height, sharey=next(iter(panels.values()), None))
         panels[place] = axes
-        axes.set_title(place.title, loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(study.named(place).title, loc="left", fontsize=10, fontweight="bold")
         every = [row[column] for rows in curves[place].values() for row in rows if row[column]]
         span = np.log10(max(every) / min(every)) if every else 0.0
         for turn, family in enumerate(families):

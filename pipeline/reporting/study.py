@@ -311,8 +311,13 @@ class Study:
         ordered: list[Place] = []
         for pooled, sites in ((HOME, self.sources), (ELSEWHERE, self.targets)):
             own = [Place(pooled.split, f"site={site}", pooled.where, site) for site in sites]
-            ordered += [pooled._replace(site=sites[0])] if len(own) == 1 else [pooled, *own]
+            ordered += [self.named(pooled)] if len(own) == 1 else [pooled, *own]
         return [place for place in ordered if (place.split, place.group) in seen]
+
+    def named(self, pooled: Place) -> Place:
+        """All hospitals of a side, under the name of the one where it has one only."""
+        sites = self.sources if pooled.where == HOME.where else self.targets
+        return pooled._replace(site=sites[0]) if len(sites) == 1 else pooled
 
     def remarks(self, finding: str, backbone: str, against: str) -> list[Remark]:
         """The different notes on a backbone's verdicts, and what they concern."""

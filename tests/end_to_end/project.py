@@ -1,15 +1,21 @@
 """A reduced copy of the project in a folder of its own, run by the real `dvc repro`."""
 
 import hashlib
+import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
+import pytest
 import torch
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 from torchvision.models import get_model
 
@@ -107,6 +113,25 @@ class Project:
         self.run("pipeline.commands.fetch_weights")
         done = self.run("dvc", "repro", *options)
         return re.findall(r"Running stage '(?:[\w/.]+:)?([\w@-]+)'", done.stdout)
+
+    def run_here(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        """Stages by the name of their module, in the graph's order and in this process, where torch is loaded already.
+
+        For tests of what comes out; DVC has no part in it but for the order and the commands.
+        """
+        monkeypatch.chdir(self.folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a library of DVC's
+            stages = list(nx.dfs_postorder_nodes(Repo(os.fspath(self.folder)).index.graph))
+        for stage in stages:
+            words = [word for word in shlex.split(stage.cmd) if "=" not in word.partition("-")[0]]
+            module = importlib.import_module(words[words.index("-m") + 1])
+            if module.__name__.rpartition(".")[2] in names:
+                for out in stage.outs:
+                    shutil.rmtree(out.fs_path, ignore_errors=True)
+                monkeypatch.chdir(stage.wdir)
+                monkeypatch.setattr(sys, "argv", [module.__name__, *words[words.index("-m") + 2 :]])
+                module.main()
 
     def locks(self) -> dict[str, str]:
         """The text of all lock files."""
