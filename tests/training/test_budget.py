@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
@@ -16,6 +16,7 @@ def test_a_patient_is_positive_by_one_image_and_unknown_without_any():
     assert strata_of(labels, np.array(["a", "a", "b", "c"])) == {"a": "1x", "b": "00", "c": "xx"}
 
 
+@settings(deadline=None)
 @given(PATIENTS, st.integers(0, 20))
 def test_an_order_holds_each_patient_once_and_hangs_on_names_alone(strata, draw):
     order = label_order(draw, strata)
@@ -23,6 +24,7 @@ def test_an_order_holds_each_patient_once_and_hangs_on_names_alone(strata, draw)
     assert order == label_order(draw, dict(reversed(strata.items())))
 
 
+@settings(deadline=None)
 @given(PATIENTS, st.integers(0, 20))
 def test_two_patients_are_one_of_each_class_where_there_are_both(strata, draw):
     first = {strata[patient] for patient in label_order(draw, strata)[:2]}

@@ -40,7 +40,7 @@ def alone(tmp_path_factory):
     return run(tmp_path_factory.mktemp("alone"), 1, "frozen")
 
 
-@pytest.mark.parametrize("how", ["torchrun", "by itself"])
+@pytest.mark.parametrize("how", [pytest.param("torchrun", marks=pytest.mark.slow), "by itself"])
 def test_two_processes_are_one_with_the_double_batch(tmp_path, alone, how):
     """An odd number of images, an unlabelled one, shares of unequal size."""
     both = run(tmp_path, 2, "frozen", launcher=torchrun(2) if how == "torchrun" else ())
@@ -51,10 +51,11 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path, alone, how):
 
 
 def test_a_wrong_share_of_the_loss_would_be_seen(tmp_path, alone):
-    wrong = run(tmp_path, 2, "frozen", fault="own_images", launcher=torchrun(2))
+    wrong = run(tmp_path, 2, "frozen", fault="own_images")
     assert abs(wrong["loss"] - alone["loss"]) > 0.1
 
 
+@pytest.mark.slow
 def test_plain_batch_norm_is_another_training(tmp_path):
     """Why it is refused: the same three steps end visibly elsewhere."""
     one, two = run(tmp_path, 1, "train"), run(tmp_path, 2, "each", launcher=torchrun(2))
