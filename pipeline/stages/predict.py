@@ -74,6 +74,16 @@ def model_folders(models: Path, names: list[str]) -> list[list[Path]]:
     return list(by_trunk.values())
 
 
+def load_together(folders: list[Path]) -> tuple[Classifier, list[tuple[nn.Module, dict[str, Any]]]]:
+    """Models with one trunk: the first of them, and each one's head and card; the other trunks are let go."""
+    first, card = load_model(folders[0])
+    members = [(first.head, card)]
+    for folder in folders[1:]:
+        other, card = load_model(folder)
+        members.append((other.head, card))
+    return first, members
+
+
 def logits_of(
     trunk: Classifier, heads: list[nn.Module], feed: ImageFeed, indices: Indices, batch_size: int
 ) -> list[npt.NDArray[np.float32]]:
@@ -125,17 +135,16 @@ def main() -> None:
     frames, cards = [], []
     with tqdm(total=len(groups) * len(tested), desc="predict", unit="image", mininterval=0.5) as bar:
         for folders in groups:
-            loaded = [load_model(folder) for folder in folders]
-            model = loaded[0][0].to(memory_format=layout).to(fabric.device)
-            heads = [other.head.to(fabric.device) for other, _ in loaded]
-            cards += [card for _, card in loaded]
+            model, members = load_together(folders)
+            model = model.to(memory_format=layout).to(fabric.device)
+            heads = [head.to(fabric.device) for head, _ in members]
+            cards += [card for _, card in members]
             for site, part in parts.items():
                 index = part["array_index"].to_numpy(np.int64)
                 if len(index):
                     feed = ImageFeed(stores[site], fabric.device, layout, AugmentParams(), 0)
-                    for (_, card), logits in zip(
-                        loaded, logits_of(model, heads, feed, index, compute.batch_size), strict=True
-                    ):
+                    found = logits_of(model, heads, feed, index, compute.batch_size)
+                    for (_, card), logits in zip(members, found, strict=True):
                         frames.append(rows_of_run(card, site, part, logits, protocol))
                 bar.update(len(index))
     if not frames:

@@ -16,7 +16,8 @@ from pipeline.stages.predict import rows_of_run
 from pipeline.tables import Curves, Labels, Predictions, Runs, Splits, read_table, write_table
 from pipeline.training.backbone import build
 from pipeline.training.checkpoints import file_sha256, load_model, save_model, trunk_digest
-from pipeline.training.feed import to_unit
+from pipeline.training.feed import AugmentParams, ImageFeed, to_unit
+from pipeline.training.loop import predict_logits
 
 CARD = {
     "run": "r",
@@ -135,6 +136,28 @@ def test_each_images_logit_is_its_own(study, monkeypatch):
                 expected = model(to_unit(torch.from_numpy(pixels), torch.device("cpu"), torch.contiguous_format))[0]
             for position, finding in enumerate(card["findings"]):
                 assert rows[card["run"], finding, image] == pytest.approx(float(expected[position]), abs=1e-5)
+
+
+def test_heads_on_one_trunk_are_each_their_own(tmp_path):
+    """Frozen backbones: the images go through the trunk once, and each head gives what its own model would."""
+    names = ["a", "b", "c"]
+    for seed, name in enumerate(names):
+        state = dict(tiny.weights()) if name != "c" else None  # c has another trunk
+        model = build(tiny.BACKBONE, 1, seed=seed, state=state)
+        card = {"backbone": tiny.BACKBONE, "findings": ["x"], "image_shape": [1, 32, 32], "hidden": None,
+                "pooled": False, "input": model.input_spec, "run": name}  # fmt: skip
+        save_model(model, {**card, "trunk_sha256": trunk_digest(model)}, tmp_path / "job" / name)
+    groups = predict.model_folders(tmp_path, ["job"])
+    assert [[folder.name for folder in folders] for folders in groups] == [["a", "b"], ["c"]]
+    data = tiny.dataset(num=9)
+    feed = ImageFeed(data.images, torch.device("cpu"), torch.contiguous_format, AugmentParams(), 0)
+    trunk, members = predict.load_together(groups[0])
+    assert [card["run"] for _, card in members] == ["a", "b"]
+    found = predict.logits_of(trunk, [head for head, _ in members], feed, np.arange(9), 4)
+    for name, logits in zip(names, found, strict=False):
+        alone, _ = load_model(tmp_path / "job" / name)
+        expected = predict_logits(tiny.fabric(), alone, data.images, np.arange(9), 4, torch.contiguous_format)
+        assert np.array_equal(logits, expected)
 
 
 def test_poisoned_target_labels_change_no_prediction(study, monkeypatch):

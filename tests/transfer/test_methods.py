@@ -133,6 +133,21 @@ def test_lp_ft_starts_from_the_probes_head():
     assert (fresh.head.weight - probe.head.weight).abs().max() > 1e-3
 
 
+def test_lp_ft_begins_where_the_probe_ended():
+    """With frozen batch-norm the first epoch's loss is the probe's; with other statistics it is not."""
+    data = tiny.dataset(num=32, num_val=8)
+
+    def losses(batch_norm):
+        engine = tiny.engine(data, "mobilenet_v2", loop=tiny.loop(epochs=1, weight_decay=0.0))
+        fit("lp_ft", engine, learning_rate=1e-12, batch_norm=batch_norm)
+        return {row.phase: row.train_loss for row in engine.curves}
+
+    frozen, shared = losses("frozen"), losses("shared")
+    # Dropout is at work while training.
+    assert frozen["finetune"] == pytest.approx(frozen["probe finding0"], abs=0.1)
+    assert shared["finetune"] > frozen["finetune"] + 0.3
+
+
 @pytest.mark.parametrize("method", tiny.METHODS)
 def test_images_outside_train_and_id_val_change_nothing(method):
     data = tiny.dataset()
