@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and weights beside the checkout."""
+    # The data's and weights' terms keep them out of the repository: a clone elsewhere lacks them, CI has them.
     if not SHARED.is_dir():
         pytest.skip("the folder ../shared with real data and weights is not there")
     return SHARED

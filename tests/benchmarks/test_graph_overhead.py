@@ -22,6 +22,7 @@ def seconds(*command: str) -> float:
 @pytest.mark.slow
 def test_repro_of_nothing_against_status():
     """The two in turn, so that a noisy machine disturbs both alike."""
+    # A benchmark of a run that has nothing to do: on a bare clone there is no run yet, and making one is no part of it.
     if not (ROOT / "reports/html/index.html").is_file():
         pytest.skip("there are no results to be up to date with; run make repro first")
     pairs = [(seconds("repro"), seconds("status")) for _ in range(RUNS)]
