@@ -8,7 +8,8 @@ import pandas as pd
 
 from pipeline.analysis.duplicates import connected
 from pipeline.splits import SIDES, Side, SplitParams, uniform
-from pipeline.tables import Ledger, Splits, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.images import Ledger, Splits
 
 NEGATIVE, UNLABELLED, ANY = "(negative)", "(unlabelled)", "(any)"
 # Of images that show one picture those of the first split stay: what tests before what trains.
@@ -20,8 +21,8 @@ class Assignment:
     """What ``assign`` decides.
 
     Attributes:
-        splits: rows of ``tables.Splits``.
-        ledger: rows of ``tables.Ledger``: those given, and the patients seen first.
+        splits: rows of ``tables.images.Splits``.
+        ledger: rows of ``tables.images.Ledger``: those given, and the patients seen first.
         left_out: reason to the images (image_id, source_id, site) that are not used.
     """
 
@@ -47,7 +48,7 @@ def assign(
         instances: image_id, source_id, patient_id, site; study_id where it is known.
         labels: image_id, finding, label; the target sites' are not looked at.
         duplicates: image_id, duplicate_of, patient_id, duplicate_patient_id, correlation.
-        ledger: as ``tables.Ledger``.
+        ledger: as ``tables.images.Ledger``.
         params: the section.
     """
     grown = grow(ledger, first_sight(instances, labels, params), duplicates, params)

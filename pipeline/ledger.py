@@ -12,7 +12,8 @@ import pandas as pd
 from pipeline.errors import PipelineError
 from pipeline.params import NAME_PATTERN
 from pipeline.splits import SIDES
-from pipeline.tables import Ledger, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.images import Ledger
 
 _KEY = re.compile(r"# key ([0-9a-f]{16})")
 _COLUMNS = ",".join(Ledger.columns)
@@ -21,7 +22,7 @@ _ROW = re.compile(rf"([0-9a-f]{{32}}),({_NAME}),({_NAME}|\([a-z]+\)),({'|'.join(
 
 
 def read_ledger(path: Path, fingerprint: str) -> pd.DataFrame:
-    """The rows of ``tables.Ledger``; none where there is no file yet.
+    """The rows of ``tables.images.Ledger``; none where there is no file yet.
 
     Args:
         path: the file.

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from pipeline.assignment import assign, first_sight
 from pipeline.splits import SplitParams
-from pipeline.tables import Duplicates, Labels, Ledger, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.images import Duplicates, Ledger
+from pipeline.tables.labels import Labels
 
 PARAMS = SplitParams(seed=3, source=["north", "south"], target=["east", "west"])
 LEDGER = make_table(Ledger, [])
@@ -35,7 +37,7 @@ def label_table(entries):
 
 
 def pairs(entries, linked, correlation=0.995):
-    """The links between images that there are, as ``tables.Duplicates``."""
+    """The links between images that there are, as ``tables.images.Duplicates``."""
     known = {(min(a, b), max(a, b)) for a, b in linked if a != b and max(a, b) < len(entries)}
     return make_table(Duplicates, [
         {"image_id": f"i{a:03d}", "duplicate_of": f"i{b:03d}", "patient_id": f"p{entries[a][1]}",

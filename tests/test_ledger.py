@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pipeline.errors import PipelineError
 from pipeline.ledger import forget, holds_patient, read_ledger, write_ledger
 from pipeline.splits import SIDES
-from pipeline.tables import Ledger, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.images import Ledger
 
 KEY = "0123456789abcdef"
 rows = st.dictionaries(

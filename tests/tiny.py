@@ -13,7 +13,10 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline.imaging.store import INDEX_FILE, PlaneFormat, write_store
-from pipeline.tables import Images, Labels, Samples, Splits, write_table
+from pipeline.tables.contract import write_table
+from pipeline.tables.images import Images, Splits
+from pipeline.tables.labels import Labels
+from pipeline.tables.training import Samples
 from pipeline.training.backbone import architecture, input_spec
 from pipeline.training.checkpoints import save_weights
 from pipeline.training.determinism import ComputeParams, make_fabric

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import PipelineError
-from pipeline.tables import Predictions, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.predictions import Predictions
 
 Aggregation = Literal["mean", "max"]
 
@@ -15,7 +16,7 @@ def to_studies(predictions: pd.DataFrame, how: Aggregation) -> pd.DataFrame:
     """One row a run, finding and study, its image_id the study's pseudonym.
 
     Args:
-        predictions: as ``tables.Predictions``.
+        predictions: as ``tables.predictions.Predictions``.
         how: "mean" of the logits; or "max", for findings that few slices show (the assumption of multiple-instance
             learning: a study is positive if one of its images is). The label is positive if one image's is, null where
             none is annotated.

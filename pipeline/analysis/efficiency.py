@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.analysis.evaluation import BASELINES, Family, Setting, family_name
-from pipeline.tables import Efficiency, LabelSavings, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.evaluation import Efficiency, LabelSavings
 
 PLACES = (("id_test", "source"), ("ood_test", "target"))
 
@@ -26,12 +27,12 @@ Row = dict[str, Any]
 
 
 def points(metrics: pd.DataFrame, families: Sequence[Family], runs: pd.DataFrame) -> pd.DataFrame:
-    """The curves' points as ``pipeline.tables.Efficiency``.
+    """The curves' points as ``tables.evaluation.Efficiency``.
 
     Args:
-        metrics: as ``pipeline.tables.Metrics``.
+        metrics: as ``tables.evaluation.Metrics``.
         families: whose AUROC they hold, as ``evaluation.name_families`` gives them.
-        runs: as ``pipeline.tables.Runs``; patients and cost are null where a family's runs are not all there.
+        runs: as ``tables.training.Runs``; patients and cost are null where a family's runs are not all there.
     """
     costs = runs.set_index("run")[["num_train_patients", "train_tflop"]].astype("float64")
     by_name = {family.name: family for family in families}
@@ -56,7 +57,7 @@ def points(metrics: pd.DataFrame, families: Sequence[Family], runs: pd.DataFrame
 
 
 def savings(efficiency: pd.DataFrame, families: Sequence[Family]) -> pd.DataFrame:
-    """What is read off the curves, as ``pipeline.tables.LabelSavings``.
+    """What is read off the curves, as ``tables.evaluation.LabelSavings``.
 
     Args:
         efficiency: as ``points`` makes them.

@@ -53,7 +53,8 @@ from pipeline.metrics.intervals import (
     standard_error,
 )
 from pipeline.params import Fraction, Seed, StrictParams
-from pipeline.tables import Calibration, Metrics, Thresholds, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.evaluation import Calibration, Metrics, Thresholds
 
 Row = dict[str, Any]
 
@@ -194,7 +195,7 @@ def evaluate(
     """All metrics of all runs and families.
 
     Args:
-        predictions: as ``pipeline.tables.Predictions``; a null label is not annotated.
+        predictions: as ``tables.predictions.Predictions``; a null label is not annotated.
         params: resamples, seed, bins and wanted specificity.
         source_sites: the hospitals trained on.
         target_sites: the others.

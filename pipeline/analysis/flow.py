@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pipeline.errors import PipelineError
-from pipeline.tables import Composition, Flow, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.images import Composition, Flow
 
 
 def patient_flow(
@@ -15,9 +16,9 @@ def patient_flow(
 
     Args:
         num_files: files in each site's manifest.
-        instances: all sites', as ``tables.Instances``.
-        exclusions: all stages' and sites', as ``tables.Exclusions``.
-        splits: as ``tables.Splits``.
+        instances: all sites', as ``tables.files.Instances``.
+        exclusions: all stages' and sites', as ``tables.files.Exclusions``.
+        splits: as ``tables.images.Splits``.
 
     Raises:
         PipelineError: a file is neither used nor excluded, or both: a defect.
@@ -53,7 +54,7 @@ def patient_flow(
 
 
 def composition(splits: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """Patients, images and labels per site, split and finding, as ``tables.Composition``."""
+    """Patients, images and labels per site, split and finding, as ``tables.images.Composition``."""
     joined = splits.merge(labels, on="image_id")
     rows = [
         {

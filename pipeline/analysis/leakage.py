@@ -7,7 +7,8 @@ import pandas as pd
 from pipeline.analysis.duplicates import connected
 from pipeline.params import ParamsError
 from pipeline.splits import SplitParams
-from pipeline.tables import Leakage, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.images import Leakage
 
 
 def leakage(
@@ -18,10 +19,10 @@ def leakage(
     overlaps: Iterable[tuple[str, str, str]],
     params: SplitParams,
 ) -> pd.DataFrame:
-    """Counts as ``tables.Leakage``.
+    """Counts as ``tables.images.Leakage``.
 
     Args:
-        splits: as ``tables.Splits``.
+        splits: as ``tables.images.Splits``.
         instances: image_id, patient_id, site, source_hmac; of unused images too.
         images: image_id, sha256 of the preprocessed pixels.
         duplicates: image_id, duplicate_of, same_patient.

@@ -5,17 +5,18 @@ from collections.abc import Iterable
 import pandas as pd
 
 from pipeline.analysis.evaluation import Family
-from pipeline.tables import Overfitting, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.evaluation import Overfitting
 
 # Of several learning rates the loop writes a phase each, "NAME, rate 0.001"; the one that was kept may differ by run.
 _RATE = ", rate "
 
 
 def overfitting(curves: pd.DataFrame, families: Iterable[Family]) -> pd.DataFrame:
-    """Mean losses of each family's runs at the epochs that were kept, by phase, as ``pipeline.tables.Overfitting``.
+    """Mean losses of each family's runs at the epochs that were kept, by phase, as ``tables.evaluation.Overfitting``.
 
     Args:
-        curves: as ``pipeline.tables.Curves``. A loss that one of the runs lacks is null.
+        curves: as ``tables.training.Curves``. A loss that one of the runs lacks is null.
         families: the runs that belong together.
     """
     kept = curves[curves["kept"].fillna(value=False)]

@@ -15,7 +15,8 @@ import pandas as pd
 from pydantic import Field
 
 from pipeline.params import StrictParams
-from pipeline.tables import OUTLIER_KINDS, GreyHistograms, OutlierCounts, Outliers, QualityScores, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.quality import OUTLIER_KINDS, GreyHistograms, OutlierCounts, Outliers, QualityScores
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,7 +111,7 @@ def together(parts: Iterable[Summaries]) -> Summaries:
 
 
 def grey_histograms(summaries: dict[str, Summaries]) -> pd.DataFrame:
-    """As ``tables.GreyHistograms``; a site without images has no rows."""
+    """As ``tables.quality.GreyHistograms``; a site without images has no rows."""
     rows = [
         {"site": site, "bin": number, "grey": (number + 0.5) / BINS, "share": float(share)}
         for site, of_site in summaries.items()
@@ -157,7 +158,7 @@ def find_outliers(
         params: the section.
 
     Returns:
-        ``tables.Outliers``, ``tables.OutlierCounts`` and ``tables.QualityScores``.
+        ``tables.quality.Outliers``, ``tables.quality.OutlierCounts`` and ``tables.quality.QualityScores``.
     """
     scores = {kind: np.full(len(facts), np.nan) for kind in OUTLIER_KINDS}
     limits = {

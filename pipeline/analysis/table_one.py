@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.tables import Balance, TableOne, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.quality import Balance, TableOne
 
 MISSING, CONTRADICTORY = "missing", "contradictory"
 _PER_IMAGE = ("modality", "device", "body_part", "view_position", "photometric_interpretation")
@@ -20,8 +21,8 @@ def describe(instances: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """Long format, one row an image and variable: what ``table_one`` and ``balance`` count.
 
     Args:
-        instances: ``tables.Instances`` of the images that are used, joined with role and split.
-        labels: ``tables.Labels``.
+        instances: ``tables.files.Instances`` of the images that are used, joined with role and split.
+        labels: ``tables.labels.Labels``.
 
     Returns:
         image_id, patient_id, study_id, site, role, split; variable; level (MISSING where nothing is known); of_patients
@@ -68,7 +69,7 @@ def _quantity(base: pd.DataFrame, name: str, values: pd.Series, of_patients: boo
 
 
 def table_one(described: pd.DataFrame) -> pd.DataFrame:
-    """Counts, shares and quartiles per site, split, variable and level, as ``tables.TableOne``.
+    """Counts, shares and quartiles per site, split, variable and level, as ``tables.quality.TableOne``.
 
     Every level of a variable that a study knows has a row everywhere, with 0 where it does not occur. Shares are of
     the patients, or of the images, of that site and split; quartiles are linear (NumPy's default).
@@ -101,7 +102,7 @@ def _counts(group: pd.DataFrame) -> dict[str, int]:
 
 
 def balance(described: pd.DataFrame) -> pd.DataFrame:
-    """Absolute standardised mean difference between all source patients and each target's, as ``tables.Balance``.
+    """Absolute standardised mean difference between all source patients and each target's, as ``Balance``.
 
     Of known values alone; patients', or images' where the variable is an image's.
     """

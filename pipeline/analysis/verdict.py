@@ -46,7 +46,8 @@ from pipeline.analysis.evaluation import Comparison, Family
 from pipeline.metrics.binary import FloatArray
 from pipeline.metrics.intervals import StandardError, VariancePart
 from pipeline.params import Fraction, StrictParams
-from pipeline.tables import Verdicts, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.evaluation import Verdicts
 
 NODES = 160  # of the integrals over mean squares; see the tests for how exact that is
 
@@ -128,7 +129,7 @@ def decide(difference: float, p_holm: float, p_equivalence_holm: float, alpha: f
 
 
 def judge(comparisons: Sequence[Comparison], trials: Mapping[str, int | None], params: VerdictParams) -> pd.DataFrame:
-    """A verdict per family, place and baseline, as ``pipeline.tables.Verdicts``.
+    """A verdict per family, place and baseline, as ``tables.evaluation.Verdicts``.
 
     Args:
         comparisons: as ``evaluation.evaluate`` makes them; those of other places are left out.

@@ -16,7 +16,8 @@ from pipeline import cli
 from pipeline.errors import PipelineError
 from pipeline.metrics.binary import METRICS
 from pipeline.params import ParamsError, StrictParams, load_params, nearest
-from pipeline.tables import Runs, read_table
+from pipeline.tables.contract import read_table
+from pipeline.tables.training import Runs
 
 
 class GateParams(StrictParams):

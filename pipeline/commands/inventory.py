@@ -15,7 +15,8 @@ from pipeline.datasets.registry import check_remote, load_site
 from pipeline.errors import PipelineError
 from pipeline.key import KEY_FILE, PrivacyParams, ensure_private_key, load_key
 from pipeline.params import StrictParams, load_names, load_params
-from pipeline.tables import Manifest, write_table
+from pipeline.tables.contract import write_table
+from pipeline.tables.files import Manifest
 
 
 class InventoryParams(StrictParams):

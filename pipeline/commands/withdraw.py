@@ -37,7 +37,8 @@ from pipeline.errors import PipelineError
 from pipeline.key import load_key
 from pipeline.ledger import forget, holds_patient
 from pipeline.params import load_names
-from pipeline.tables import Manifest, read_table, write_table
+from pipeline.tables.contract import read_table, write_table
+from pipeline.tables.files import Manifest
 from pipeline.training.budget import annotated_patients
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, read_withdrawn, write_withdrawn
 

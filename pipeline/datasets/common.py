@@ -214,7 +214,7 @@ class LabelRow:
         level: what the target names; "image" is a SOP instance with all its frames.
         labels: finding to value; None where the row leaves it open. A finding without a column, or with a value that
             has no meaning, is not in it.
-        issues: of ``tables.LABEL_ISSUES``: "unknown_value"; the join counts the others.
+        issues: of ``tables.labels.LABEL_ISSUES``: "unknown_value"; the join counts the others.
         reader: who gave it, in the file's own terms; None where the file does not say.
         date: when, ``YYYYMMDD`` or ISO 8601; None where the file does not say.
     """

@@ -159,7 +159,7 @@ def describe_raster(
         key: the study's.
         patient: issuer and number; a file without a number is refused.
         study: what names it among all.
-        facts: more columns of ``tables.Instances``, de-identified.
+        facts: more columns of ``tables.files.Instances``, de-identified.
 
     Raises:
         Refusal: see ``read_raster_header``; missing_required_tag.

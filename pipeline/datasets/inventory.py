@@ -18,7 +18,8 @@ from pipeline.datasets.common import Source
 from pipeline.datasets.registry import Adapter
 from pipeline.dicom.deidentify import pseudonym
 from pipeline.errors import PipelineError
-from pipeline.tables import Manifest, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.files import Manifest
 from pipeline.withdrawn import read_withdrawn
 
 # More than an element of DICOM can hold; without a bound a sparse file of a terabyte would be hashed for an hour.

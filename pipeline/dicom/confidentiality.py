@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydicom.datadict import tag_for_keyword
 
-from pipeline.tables import ACTIONS
+from pipeline.tables.files import ACTIONS
 
 _TABLE = Path(__file__).with_suffix(".txt")
 
@@ -73,7 +73,7 @@ _GOES_ON = {
 
 
 def action_of(tag: int) -> str:
-    """The basic profile's action (``tables.ACTIONS``); "private" for an odd group, "not_listed" for all the rest.
+    """The basic profile's action (``tables.files.ACTIONS``); "private" for an odd group, "not_listed" for all the rest.
 
     Source: PS3.15 Table E.1-1.
 
@@ -103,7 +103,7 @@ _GONE_ON = {tag: f"{action_of(tag)} {treatment}" for tag, treatment in _GOES_ON.
 
 
 def count_treatments(tags: Iterable[int], read: Iterable[int]) -> Counter[tuple[str, str]]:
-    """How many elements of a file there are by (action, treatment); see ``tables.Deidentification``.
+    """How many elements of a file there are by (action, treatment); see ``tables.files.Deidentification``.
 
     An attribute goes on from where it is read alone: the same one nested elsewhere, as in a sequence of other patient
     numbers, exists no more downstream and counts as removed.

@@ -285,7 +285,7 @@ def spacing(part: Part, keyword: str) -> tuple[float, float] | None:
 
 
 def instance_rows(parsed: Parsed, fmt: PixelFormat, *, site: str, issuer: str, key: bytes) -> list[dict[str, Any]]:
-    """The facts that go on, a row a frame; columns of ``tables.Instances`` but for the source's and the series'.
+    """The facts that go on, a row a frame; columns of ``tables.files.Instances`` but for the source's and the series'.
 
     Args:
         parsed: a file that ``pixel_format`` and ``check_policy`` passed.

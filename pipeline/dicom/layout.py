@@ -88,7 +88,7 @@ class PixelFormat:
         planar: Planar Configuration of native colour, else 0.
         transfer_syntax: of the file.
         codestreams: of each frame, (start, length) of its fragments; () where the pixel data is native.
-        notes: what was passed over (``tables.NOTES``).
+        notes: what was passed over (``tables.files.NOTES``).
     """
 
     keyword: str

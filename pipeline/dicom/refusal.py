@@ -1,6 +1,6 @@
 """A file or image that is not taken: an expected outcome with a reason, not a crash."""
 
-from pipeline.tables import FILE_REASONS, IMAGE_REASONS
+from pipeline.tables.files import FILE_REASONS, IMAGE_REASONS
 
 
 class Refusal(Exception):  # noqa: N818 - an outcome, not an error

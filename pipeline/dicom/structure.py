@@ -80,7 +80,7 @@ class Parsed:
         fragments: (start, length) of the items of encapsulated pixel data, the offset table first; None where
             the pixel data is native or there is none.
         tags: every element met, nested ones too, in the order of the file.
-        notes: what was repaired (``tables.NOTES``).
+        notes: what was repaired (``tables.files.NOTES``).
     """
 
     meta: Part

@@ -29,7 +29,7 @@ class Entry(NamedTuple):
         stamp: another stamp, another source; "" is never used again.
         first: number of its first plane in the shard.
         planes: how many it has.
-        rows: of its images, see ``tables.Images``.
+        rows: of its images, see ``tables.images.Images``.
         refusal: outcome, reason and detail; None where it has images.
     """
 

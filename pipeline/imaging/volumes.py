@@ -16,9 +16,9 @@ def stack(
     all its spacing (gaps; several echoes or times at one place): what is next would not be a neighbour.
 
     Args:
-        images: as ``tables.Images``, in the order of array_index.
+        images: as ``tables.images.Images``, in the order of array_index.
         planes: (images,) the number of each one's plane.
-        instances: as ``tables.Instances``; of series also slice_index, slice_position_mm and slice_spacing_mm.
+        instances: as ``tables.files.Instances``; of series also slice_index, slice_position_mm and slice_spacing_mm.
         neighbours: odd, the slice itself in the middle.
 
     Returns:

@@ -24,7 +24,7 @@ from pipeline.reporting.study import (
     against_zero,
     slug,
 )
-from pipeline.tables import OUTLIER_KINDS
+from pipeline.tables.quality import OUTLIER_KINDS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

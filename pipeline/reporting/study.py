@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipeline import tables
+from pipeline.tables.contract import Table, make_table
+from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
+from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.images import Flow, Leakage
+from pipeline.tables.labels import LabelIssues
+from pipeline.tables.quality import OUTLIER_KINDS, Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
+from pipeline.tables.training import Curves, Runs
 
 SCRATCH = "scratch"
 CONVERGED = "scratch_converged"
@@ -67,26 +73,26 @@ MAX_SUSPECTS = 24
 CALIBRATION_METRICS = ("calibration_slope", "calibration_intercept", "ece", "brier", "log_loss")
 GAP = "target_minus_source"
 
-CONTRACTS: dict[str, type[tables.Table]] = {
-    "metrics": tables.Metrics,
-    "calibration": tables.Calibration,
-    "thresholds": tables.Thresholds,
-    "verdicts": tables.Verdicts,
-    "efficiency": tables.Efficiency,
-    "savings": tables.LabelSavings,
-    "overfitting": tables.Overfitting,
-    "runs": tables.Runs,
-    "curves": tables.Curves,
-    "flow": tables.Flow,
-    "table_one": tables.TableOne,
-    "balance": tables.Balance,
-    "histograms": tables.GreyHistograms,
-    "outliers": tables.Outliers,
-    "outlier_counts": tables.OutlierCounts,
-    "leakage": tables.Leakage,
-    "issues": tables.LabelIssues,
-    "notes": tables.Notes,
-    "deidentification": tables.Deidentification,
+CONTRACTS: dict[str, type[Table]] = {
+    "metrics": Metrics,
+    "calibration": Calibration,
+    "thresholds": Thresholds,
+    "verdicts": Verdicts,
+    "efficiency": Efficiency,
+    "savings": LabelSavings,
+    "overfitting": Overfitting,
+    "runs": Runs,
+    "curves": Curves,
+    "flow": Flow,
+    "table_one": TableOne,
+    "balance": Balance,
+    "histograms": GreyHistograms,
+    "outliers": Outliers,
+    "outlier_counts": OutlierCounts,
+    "leakage": Leakage,
+    "issues": LabelIssues,
+    "notes": Notes,
+    "deidentification": Deidentification,
 }
 
 Row = Mapping[str, Any]
@@ -204,7 +210,7 @@ class Study:
     def _indices(self) -> dict[str, dict[tuple[Any, ...], Row]]:
         indices: dict[str, dict[tuple[Any, ...], Row]] = {}
         for name, contract in CONTRACTS.items():
-            frame = tables.make_table(contract, self.frames[name])
+            frame = make_table(contract, self.frames[name])
             plain = frame.astype(object).where(frame.notna(), None)
             indices[name] = {tuple(row[part] for part in contract.key): row for row in plain.to_dict("records")}
         return indices
@@ -261,7 +267,7 @@ class Study:
         for _, row in clearest:
             group = (row["kind"], row["site"])
             turns[group] = turns.get(group, 0) + 1
-            numbered.append((turns[group], tables.OUTLIER_KINDS.index(row["kind"]), row["site"], row))
+            numbered.append((turns[group], OUTLIER_KINDS.index(row["kind"]), row["site"], row))
         chosen = sorted(numbered, key=lambda entry: entry[:3])[:MAX_SUSPECTS]
         return [row for *_, row in sorted(chosen, key=lambda entry: (*entry[1:3], entry[0]))]
 

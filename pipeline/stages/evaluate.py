@@ -13,20 +13,10 @@ from pipeline.analysis.overfitting import overfitting
 from pipeline.analysis.verdict import VerdictParams, judge
 from pipeline.params import check_versions, load_params
 from pipeline.splits import SplitParams
-from pipeline.tables import (
-    Calibration,
-    Curves,
-    Efficiency,
-    LabelSavings,
-    Metrics,
-    Overfitting,
-    Predictions,
-    Runs,
-    Thresholds,
-    Verdicts,
-    read_table,
-    write_table,
-)
+from pipeline.tables.contract import read_table, write_table
+from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
+from pipeline.tables.predictions import Predictions
+from pipeline.tables.training import Curves, Runs
 
 
 def flat_metrics(metrics: pd.DataFrame) -> dict[str, float | None]:

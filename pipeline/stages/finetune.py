@@ -28,7 +28,9 @@ from pipeline import cli
 from pipeline.errors import PipelineError
 from pipeline.imaging.store import Store, read_summary
 from pipeline.params import ParamsError, Seed, check_versions, load_params, nearest, read_params_file, section_of
-from pipeline.tables import Curves, Labels, Samples, read_table, write_table
+from pipeline.tables.contract import read_table, write_table
+from pipeline.tables.labels import Labels
+from pipeline.tables.training import Curves, Samples
 from pipeline.training.backbone import Classifier
 from pipeline.training.budget import annotated_patients
 from pipeline.training.checkpoints import MODEL_CARD, file_sha256, load_weights, save_model, trunk_digest

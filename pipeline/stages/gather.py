@@ -16,7 +16,10 @@ from pipeline.imaging.intensity import Grey
 from pipeline.imaging.store import INDEX_FILE, Indices, Store, write_store
 from pipeline.params import load_params
 from pipeline.splits import SplitParams
-from pipeline.tables import Images, Labels, Samples, Splits, read_table, read_tables, write_table
+from pipeline.tables.contract import read_table, read_tables, write_table
+from pipeline.tables.images import Images, Splits
+from pipeline.tables.labels import Labels
+from pipeline.tables.training import Samples
 
 _BATCH = 256  # planes read at a time
 

@@ -33,7 +33,8 @@ from pipeline.executor import ordered_map
 from pipeline.key import fingerprint, load_key
 from pipeline.params import check_versions, load_params
 from pipeline.scratch import Scratch
-from pipeline.tables import Deidentification, Exclusions, Instances, Manifest, Notes, RowWriter, read_table, write_table
+from pipeline.tables.contract import RowWriter, read_table, write_table
+from pipeline.tables.files import Deidentification, Exclusions, Instances, Manifest, Notes
 from pipeline.withdrawn import read_withdrawn
 from pipeline.work import code_fingerprint
 

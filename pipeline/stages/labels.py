@@ -24,17 +24,9 @@ from pipeline.datasets.registry import check_remote, load_site
 from pipeline.dicom.deidentify import pseudonym, shifted_day
 from pipeline.key import load_key
 from pipeline.params import Name, ParamsError, StrictParams, load_params
-from pipeline.tables import (
-    Exclusions,
-    Instances,
-    LabelIssues,
-    Labels,
-    Readings,
-    Terms,
-    make_table,
-    read_table,
-    write_table,
-)
+from pipeline.tables.contract import make_table, read_table, write_table
+from pipeline.tables.files import Exclusions, Instances
+from pipeline.tables.labels import LabelIssues, Labels, Readings, Terms
 
 # What a row says of a finding, as a number; 0 where it does not speak of it.
 _OPEN, _ABSENT, _PRESENT, _UNCERTAIN = 1, 2, 3, 4
@@ -64,7 +56,7 @@ class Rows(NamedTuple):
     Attributes:
         frame: unit (int), reader, date (``YYYYMMDD``) and a code a finding (int8).
         units: what rows are about, by number: a column of ``Instances`` and the pseudonym there.
-        issues: counts of ``tables.LABEL_ISSUES``.
+        issues: counts of ``tables.labels.LABEL_ISSUES``.
     """
 
     frame: pd.DataFrame
@@ -110,7 +102,7 @@ def match_rows(rows: Rows, instances: pd.DataFrame, copies: Mapping[str, str]) -
 
     Args:
         rows: of ``collect_rows``.
-        instances: the site's, as in ``tables.Instances``.
+        instances: the site's, as in ``tables.files.Instances``.
         copies: source of a byte-identical copy to the source that was kept, whose labels these are as well.
     """
     issues = rows.issues + Counter(duplicate_row=int(rows.frame.duplicated().sum()))
@@ -149,7 +141,7 @@ def settle(votes: np.ndarray[Any, np.dtype[np.int64]], params: LabelsParams) -> 
         params: the policies.
 
     Returns:
-        label (1, 0 or null), status (of ``tables.LABEL_STATUSES``), and policy, which set the label ("" for none).
+        label (1, 0 or null), status (of ``LABEL_STATUSES``), and policy, which set the label ("" for none).
     """
     absent, present = votes[:, _ABSENT], votes[:, _PRESENT]
     label_of = {"missing": np.nan, "absent": 0.0, "present": 1.0}
@@ -173,7 +165,7 @@ def settle(votes: np.ndarray[Any, np.dtype[np.int64]], params: LabelsParams) -> 
 
 
 def label_images(rows: Rows, instances: pd.DataFrame, params: LabelsParams) -> tuple[pd.DataFrame, Counter[str]]:
-    """Labels of all images, with the columns of ``tables.Labels``, and how many of them which policy set.
+    """Labels of all images, with the columns of ``tables.labels.Labels``, and how many of them which policy set.
 
     Args:
         rows: of ``match_rows``.
@@ -205,7 +197,7 @@ def _by_level(units: list[tuple[str, str]]) -> dict[str, dict[str, int]]:
 
 
 def keep_readings(rows: Rows, instances: pd.DataFrame, *, issuer: str, key: bytes) -> pd.DataFrame:
-    """What rows with a reader or a date say, with the columns of ``tables.Readings``.
+    """What rows with a reader or a date say, with the columns of ``tables.labels.Readings``.
 
     Args:
         rows: of ``match_rows``.

@@ -16,17 +16,11 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.store import INDEX_FILE, Store
 from pipeline.params import check_versions, load_names, load_params
 from pipeline.splits import SplitParams
-from pipeline.tables import (
-    Curves,
-    Images,
-    Labels,
-    Predictions,
-    Runs,
-    Splits,
-    read_table,
-    read_tables,
-    write_table,
-)
+from pipeline.tables.contract import read_table, read_tables, write_table
+from pipeline.tables.images import Images, Splits
+from pipeline.tables.labels import Labels
+from pipeline.tables.predictions import Predictions
+from pipeline.tables.training import Curves, Runs
 from pipeline.training.backbone import Classifier
 from pipeline.training.checkpoints import MODEL_CARD, load_model
 from pipeline.training.determinism import ComputeParams, make_fabric, memory_format
@@ -40,7 +34,7 @@ def rows_of_run(
     logits: np.ndarray[Any, np.dtype[np.float32]],
     protocol: str,
 ) -> pd.DataFrame:
-    """Rows of ``tables.Predictions`` without labels for one model and site, logits (images, findings)."""
+    """Rows of ``tables.predictions.Predictions`` without labels for one model and site, logits (images, findings)."""
     frames = []
     for position, finding in enumerate(card["findings"]):
         values = logits[:, position].astype(np.float64)

@@ -35,7 +35,9 @@ from pipeline.imaging.store import INDEX_FILE, PlaneFormat, Shard, num_shards, s
 from pipeline.imaging.volumes import stack
 from pipeline.key import load_key
 from pipeline.params import check_versions, load_params
-from pipeline.tables import Exclusions, Images, Instances, Manifest, RowWriter, read_table, write_table
+from pipeline.tables.contract import RowWriter, read_table, write_table
+from pipeline.tables.files import Exclusions, Instances, Manifest
+from pipeline.tables.images import Images
 from pipeline.work import code_fingerprint, locked
 
 CHECKPOINTS = Path(".checkpoints") / "preprocess"
@@ -67,7 +69,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a file: rows for ``tables.Images`` without the index and planes in order, or its refusal."""
+    """What became of a file: rows for ``Images`` without the index and planes in order, or its refusal."""
 
     rows: list[dict[str, Any]]
     planes: list[Grey]

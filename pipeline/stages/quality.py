@@ -12,21 +12,11 @@ from pipeline.analysis import quality, table_one
 from pipeline.imaging.store import INDEX_FILE, Store
 from pipeline.params import check_versions, load_params
 from pipeline.splits import SplitParams
-from pipeline.tables import (
-    Balance,
-    GreyHistograms,
-    Images,
-    Instances,
-    Labels,
-    OutlierCounts,
-    Outliers,
-    QualityScores,
-    Splits,
-    TableOne,
-    read_table,
-    read_tables,
-    write_table,
-)
+from pipeline.tables.contract import read_table, read_tables, write_table
+from pipeline.tables.files import Instances
+from pipeline.tables.images import Images, Splits
+from pipeline.tables.labels import Labels
+from pipeline.tables.quality import Balance, GreyHistograms, OutlierCounts, Outliers, QualityScores, TableOne
 
 _BATCH = 256
 

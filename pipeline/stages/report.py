@@ -15,33 +15,13 @@ from pipeline.reporting import html
 from pipeline.reporting.figures import SiteSamples
 from pipeline.reporting.study import Study, slug
 from pipeline.splits import SplitParams
-from pipeline.tables import (
-    Balance,
-    Calibration,
-    Curves,
-    Deidentification,
-    Efficiency,
-    Flow,
-    GreyHistograms,
-    Images,
-    LabelIssues,
-    Labels,
-    LabelSavings,
-    Leakage,
-    Metrics,
-    Notes,
-    OutlierCounts,
-    Outliers,
-    Overfitting,
-    Runs,
-    Splits,
-    Table,
-    TableOne,
-    Thresholds,
-    Verdicts,
-    make_table,
-    read_table,
-)
+from pipeline.tables.contract import Table, make_table, read_table
+from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
+from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.images import Flow, Images, Leakage, Splits
+from pipeline.tables.labels import LabelIssues, Labels
+from pipeline.tables.quality import Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
+from pipeline.tables.training import Curves, Runs
 
 # Where each table of the page lies: name on the page, contract, folder (an option of the command), file.
 _TABLES: tuple[tuple[str, type[Table], str], ...] = (

@@ -8,7 +8,8 @@ from pipeline.params import load_params
 from pipeline.simulation.archive import simulate
 from pipeline.simulation.cohort import Hospital
 from pipeline.simulation.spec import Simulate, SimulatedSite
-from pipeline.tables import Manifest, write_table
+from pipeline.tables.contract import write_table
+from pipeline.tables.files import Manifest
 
 
 def main() -> None:

@@ -26,23 +26,10 @@ from pipeline.params import (
     section_of,
 )
 from pipeline.splits import SplitParams, check_sites
-from pipeline.tables import (
-    Composition,
-    Duplicates,
-    Exclusions,
-    Flow,
-    Images,
-    Instances,
-    Labels,
-    Leakage,
-    Splits,
-    Terms,
-    make_table,
-    plain_text,
-    read_table,
-    read_tables,
-    write_table,
-)
+from pipeline.tables.contract import make_table, plain_text, read_table, read_tables, write_table
+from pipeline.tables.files import Exclusions, Instances
+from pipeline.tables.images import Composition, Duplicates, Flow, Images, Leakage, Splits
+from pipeline.tables.labels import Labels, Terms
 
 
 def usable(splits: pd.DataFrame, labels: pd.DataFrame) -> pd.Series:
@@ -79,7 +66,7 @@ def read_instances(paths: Iterable[Path]) -> pd.DataFrame:
 
 
 def excluded_files(made: pd.DataFrame, splits: pd.DataFrame, lost: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Files of which no image is used, as rows of ``tables.Exclusions`` with the first reason that applies.
+    """Files of which no image is used, as rows of ``tables.files.Exclusions`` with the first reason that applies.
 
     Args:
         made: image_id, source_id, site of all images there are.
@@ -100,7 +87,7 @@ def pixels_of(index: pd.DataFrame, folder: Path) -> Callable[[int], Image]:
     """A function from a row's position in ``index`` to its image (H, W) without padding.
 
     Args:
-        index: site and the columns of ``tables.Images``.
+        index: site and the columns of ``tables.images.Images``.
         folder: of all sites' preprocess.
     """
     stores = {site: Store(folder / site) for site in index["site"].unique()}
@@ -117,11 +104,11 @@ def pixels_of(index: pd.DataFrame, folder: Path) -> Callable[[int], Image]:
 
 
 def duplicate_pairs(made: pd.DataFrame, images: pd.DataFrame, folder: Path, params: SplitParams) -> pd.DataFrame:
-    """Rows of ``tables.Duplicates`` over all sites' images.
+    """Rows of ``tables.images.Duplicates`` over all sites' images.
 
     Args:
         made: image_id, patient_id, site of the images there are.
-        images: as ``tables.Images``.
+        images: as ``tables.images.Images``.
         folder: of all sites' preprocess.
         params: the section.
     """

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline.analysis.efficiency import points, reached, savings
 from pipeline.analysis.evaluation import Family, Setting, family_name
-from pipeline.tables import Metrics, Runs, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.evaluation import Metrics
+from pipeline.tables.training import Runs
 
 ALL = 1000
 PLACES = (("id_test", "source", 0.0), ("ood_test", "target", 0.1), ("id_val", "source", 0.0))

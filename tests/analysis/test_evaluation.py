@@ -9,7 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.analysis.evaluation import EvaluateParams, Setting, evaluate, family_name, name_families
 from pipeline.metrics.binary import METRICS
-from pipeline.tables import Calibration, Metrics, Predictions, Thresholds, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.evaluation import Calibration, Metrics, Thresholds
+from pipeline.tables.predictions import Predictions
 
 PARAMS = EvaluateParams(seed=1, resamples=200)
 SOURCE, TARGET = ["east", "north"], ["west", "south"]

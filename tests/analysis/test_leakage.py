@@ -6,7 +6,9 @@ import pytest
 from pipeline.analysis.leakage import leakage, overlapping_origins
 from pipeline.params import ParamsError
 from pipeline.splits import SplitParams
-from pipeline.tables import Duplicates, Terms, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.images import Duplicates
+from pipeline.tables.labels import Terms
 
 PARAMS = SplitParams(seed=1, source=["north", "south"], target=["east", "west"])
 COLUMNS = ["image_id", "patient_id", "site", "split", "study_id", "source_hmac", "pixels_sha256"]

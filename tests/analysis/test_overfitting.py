@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.analysis.evaluation import Family, Setting
 from pipeline.analysis.overfitting import overfitting
-from pipeline.tables import Curves, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.training import Curves
 
 WHOLE = Setting("main", 1.0, 0, "")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.analysis import quality
 from pipeline.analysis.quality import QualityParams
 from pipeline.simulation.phantom import draw_anatomy, draw_opacity, draw_pose, render
-from pipeline.tables import OUTLIER_KINDS
+from pipeline.tables.quality import OUTLIER_KINDS
 
 PX = 64
 PARAMS = QualityParams()

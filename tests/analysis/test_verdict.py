@@ -33,7 +33,7 @@ from pipeline.metrics.intervals import (
     interval,
     standard_error,
 )
-from pipeline.tables import VERDICTS, Verdicts
+from pipeline.tables.evaluation import VERDICTS, Verdicts
 
 PARAMS = VerdictParams(margin=0.05)
 WHOLE = Setting("main", 1.0, 0, "")

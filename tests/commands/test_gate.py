@@ -10,7 +10,8 @@ from pipeline.commands.gate import compare, to_markdown, worsening
 from pipeline.errors import PipelineError
 from pipeline.metrics.binary import METRICS
 from pipeline.params import ParamsError
-from pipeline.tables import Runs, write_table
+from pipeline.tables.contract import write_table
+from pipeline.tables.training import Runs
 
 TOLERANCES = {"auroc": 0.05, "brier": 0.02}
 AUROC, BRIER = "resnet18-lp_ft/opacity/ood_test/target/auroc", "resnet18-lp_ft/opacity/ood_test/target/brier"

@@ -18,7 +18,8 @@ from pipeline.params import ParamsError, load_params, read_params_file
 from pipeline.splits import SplitParams
 from pipeline.stages import ingest, labels, preprocess, split
 from pipeline.stages.labels import LabelsParams
-from pipeline.tables import LabelIssues, Labels, read_table
+from pipeline.tables.contract import read_table
+from pipeline.tables.labels import LabelIssues, Labels
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,8 @@ from pipeline.datasets.common import walk_files
 from pipeline.dicom.deidentify import keyed_hash, pseudonym
 from pipeline.errors import PipelineError
 from pipeline.key import PUBLIC_KEY, fingerprint
-from pipeline.tables import Manifest, read_table
+from pipeline.tables.contract import read_table
+from pipeline.tables.files import Manifest
 from pipeline.withdrawn import Withdrawn, write_withdrawn
 
 ROOT = Path(__file__).parents[2]

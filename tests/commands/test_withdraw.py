@@ -27,22 +27,13 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.store import INDEX_FILE
 from pipeline.key import PUBLIC_KEY, fingerprint
 from pipeline.ledger import write_ledger
-from pipeline.tables import (
-    Exclusions,
-    Images,
-    Instances,
-    LabelIssues,
-    Labels,
-    Ledger,
-    Manifest,
-    Metrics,
-    Predictions,
-    Samples,
-    Splits,
-    make_table,
-    read_table,
-    write_table,
-)
+from pipeline.tables.contract import make_table, read_table, write_table
+from pipeline.tables.evaluation import Metrics
+from pipeline.tables.files import Exclusions, Instances, Manifest
+from pipeline.tables.images import Images, Ledger, Splits
+from pipeline.tables.labels import LabelIssues, Labels
+from pipeline.tables.predictions import Predictions
+from pipeline.tables.training import Samples
 from pipeline.training.budget import label_order
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, read_withdrawn, write_withdrawn
 

@@ -16,7 +16,9 @@ from pipeline.datasets.inventory import identify
 from pipeline.datasets.registry import adapter_names, load_adapter, load_site
 from pipeline.dicom.headers import IngestParams
 from pipeline.key import PUBLIC_KEY
-from pipeline.tables import Exclusions, Instances, LabelIssues, Labels, Readings, read_table
+from pipeline.tables.contract import read_table
+from pipeline.tables.files import Exclusions, Instances
+from pipeline.tables.labels import LabelIssues, Labels, Readings
 
 
 @dataclass

@@ -17,7 +17,9 @@ from pipeline.dicom.headers import IngestParams
 from pipeline.dicom.refusal import Refusal
 from pipeline.params import parse
 from pipeline.splits import SplitParams
-from pipeline.tables import Duplicates, Labels, Ledger, make_table
+from pipeline.tables.contract import make_table
+from pipeline.tables.images import Duplicates, Ledger
+from pipeline.tables.labels import Labels
 
 KEY = b"k" * 32
 FACTS = {"Patient ID": "4711", "Patient Age": "58", "Patient Gender": "F", "View Position": "AP", "Follow-up #": "3"}

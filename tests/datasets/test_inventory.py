@@ -22,7 +22,8 @@ from pipeline.datasets.inventory import (
 from pipeline.dicom.deidentify import keyed_hash
 from pipeline.errors import PipelineError
 from pipeline.params import parse
-from pipeline.tables import Manifest, write_table
+from pipeline.tables.contract import write_table
+from pipeline.tables.files import Manifest
 from pipeline.withdrawn import Withdrawn, write_withdrawn
 
 KEY = b"k" * 32

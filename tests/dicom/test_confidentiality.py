@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydicom.datadict import DicomDictionary, tag_for_keyword
 
 from pipeline.dicom.confidentiality import KEPT, REPLACED, action_of, count_treatments, parse_table
-from pipeline.tables import ACTIONS
+from pipeline.tables.files import ACTIONS
 
 CATEGORIES = {
     "D": "D_TAGS", "Z": "Z_TAGS", "X": "X_TAGS", "U": "U_TAGS", "Z/D": "Z_D_TAGS", "X/Z": "X_Z_TAGS",

@@ -4,7 +4,9 @@ import pytest
 from end_to_end.project import Project, site
 
 from pipeline.analysis.evaluation import EvaluateParams, evaluate
-from pipeline.tables import Metrics, Predictions, read_table
+from pipeline.tables.contract import read_table
+from pipeline.tables.evaluation import Metrics
+from pipeline.tables.predictions import Predictions
 
 METHODS = {
     "scratch": {"learning_rate": 1e-3},

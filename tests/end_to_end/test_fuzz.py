@@ -19,7 +19,7 @@ from pipeline.commands import inspect
 from pipeline.datasets.common import Source
 from pipeline.dicom.headers import IngestParams
 from pipeline.executor import ordered_map
-from pipeline.tables import FILE_REASONS, NOTES
+from pipeline.tables.files import FILE_REASONS, NOTES
 
 MUTANTS = int(os.environ.get("MUTANTS", "500"))
 SEED = os.environ.get("FUZZ_SEED", "1")

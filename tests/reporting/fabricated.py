@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import tables
 from pipeline.reporting.figures import SiteSamples
 from pipeline.reporting.study import Study
+from pipeline.tables.contract import make_table
+from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
+from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.images import Flow, Leakage
+from pipeline.tables.labels import LabelIssues
+from pipeline.tables.quality import OUTLIER_KINDS, Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
+from pipeline.tables.training import Curves, Runs
 
 SOURCES, TARGETS = ("north", "south"), ("east", "west")
 BACKBONES = ("mobilenet_v2", "resnet18")
@@ -70,11 +76,11 @@ def _frames() -> dict[str, pd.DataFrame]:
         for method in METHODS:
             _family(rows, rng, backbone, method, gains[method])
     made = {
-        "metrics": tables.make_table(tables.Metrics, rows["metrics"]),
-        "calibration": tables.make_table(tables.Calibration, rows["calibration"]),
-        "thresholds": tables.make_table(tables.Thresholds, rows["thresholds"]),
-        "runs": tables.make_table(tables.Runs, rows["runs"]),
-        "curves": tables.make_table(tables.Curves, rows["curves"]),
+        "metrics": make_table(Metrics, rows["metrics"]),
+        "calibration": make_table(Calibration, rows["calibration"]),
+        "thresholds": make_table(Thresholds, rows["thresholds"]),
+        "runs": make_table(Runs, rows["runs"]),
+        "curves": make_table(Curves, rows["curves"]),
     }
     return {**made, **_transfer(), **_who()}
 
@@ -215,10 +221,10 @@ def _transfer() -> dict[str, pd.DataFrame]:
                     least = {"labelled_patients": 10.0, "saving": 1 - 10 / 1200, "bound": "at_least"}
                     savings.append({**row, "budget": "shots", **least})
     return {
-        "verdicts": tables.make_table(tables.Verdicts, verdicts),
-        "efficiency": tables.make_table(tables.Efficiency, efficiency),
-        "savings": tables.make_table(tables.LabelSavings, savings),
-        "overfitting": tables.make_table(tables.Overfitting, losses),
+        "verdicts": make_table(Verdicts, verdicts),
+        "efficiency": make_table(Efficiency, efficiency),
+        "savings": make_table(LabelSavings, savings),
+        "overfitting": make_table(Overfitting, losses),
     }
 
 
@@ -279,14 +285,14 @@ def _who() -> dict[str, pd.DataFrame]:
         if (site, action) != ("north", "Z/D")
     ]
     return {
-        "notes": tables.make_table(tables.Notes, notes),
-        "deidentification": tables.make_table(tables.Deidentification, treatments),
-        "flow": tables.make_table(tables.Flow, flow),
-        "table_one": tables.make_table(tables.TableOne, table_one),
-        "balance": tables.make_table(tables.Balance, _balance(sorted({row["variable"] for row in table_one}))),
+        "notes": make_table(Notes, notes),
+        "deidentification": make_table(Deidentification, treatments),
+        "flow": make_table(Flow, flow),
+        "table_one": make_table(TableOne, table_one),
+        "balance": make_table(Balance, _balance(sorted({row["variable"] for row in table_one}))),
         **_quality(),
-        "leakage": tables.make_table(tables.Leakage, [dict(zip(names, check, strict=True)) for check in checks]),
-        "issues": tables.make_table(tables.LabelIssues, issues),
+        "leakage": make_table(Leakage, [dict(zip(names, check, strict=True)) for check in checks]),
+        "issues": make_table(LabelIssues, issues),
     }
 
 
@@ -323,12 +329,12 @@ def _quality() -> dict[str, pd.DataFrame]:
     counts = [
         {"site": site, "kind": kind, "num_images": 700, "num_judged": 690, "num_outliers": number}
         for site in SOURCES + TARGETS
-        for number, kind in enumerate(tables.OUTLIER_KINDS, start=9)
+        for number, kind in enumerate(OUTLIER_KINDS, start=9)
     ]
     return {
-        "histograms": tables.make_table(tables.GreyHistograms, histograms),
-        "outliers": tables.make_table(tables.Outliers, outliers),
-        "outlier_counts": tables.make_table(tables.OutlierCounts, counts),
+        "histograms": make_table(GreyHistograms, histograms),
+        "outliers": make_table(Outliers, outliers),
+        "outlier_counts": make_table(OutlierCounts, counts),
     }
 
 

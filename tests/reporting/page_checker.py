@@ -8,28 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.tables import (
-    Balance,
-    Calibration,
-    Curves,
-    Deidentification,
-    Efficiency,
-    Flow,
-    GreyHistograms,
-    LabelIssues,
-    LabelSavings,
-    Leakage,
-    Metrics,
-    Notes,
-    OutlierCounts,
-    Outliers,
-    Overfitting,
-    Runs,
-    Table,
-    TableOne,
-    Thresholds,
-    Verdicts,
-)
+from pipeline.tables.contract import Table
+from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
+from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.images import Flow, Leakage
+from pipeline.tables.labels import LabelIssues
+from pipeline.tables.quality import Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
+from pipeline.tables.training import Curves, Runs
 
 CONTRACTS: dict[str, type[Table]] = {
     "metrics": Metrics,

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from reporting import fabricated
 from reporting.page_checker import misquoted, read, untraced
 
-from pipeline import tables
 from pipeline.reporting import cells, figures, html
 from pipeline.reporting.study import Study, against_zero, slug
+from pipeline.tables.contract import make_table
+from pipeline.tables.evaluation import Efficiency, Metrics, Verdicts
+from pipeline.tables.quality import Outliers
 
 SECTIONS = [
     "summary",
@@ -251,7 +253,7 @@ class TestSummary:
     )
     def test_words_follow_the_verdict(self, verdict: str | None, words: str):
         verdicts = fabricated.study().frames["verdicts"].assign(verdict=verdict, note="one class only")
-        made = html.page(fabricated.study(frames={"verdicts": tables.make_table(tables.Verdicts, verdicts)}), {})
+        made = html.page(fabricated.study(frames={"verdicts": make_table(Verdicts, verdicts)}), {})
         summary = text_of(section(made, "summary"))
         methods = len(fabricated.METHODS) - 2
         assert summary.count(words) == methods * 2 * 3  # home and elsewhere; one backbone with a second baseline
@@ -338,14 +340,14 @@ class TestTransfer:
 
     def test_costs_that_are_not_known_are_not_drawn(self, drawn: Callable[[Study], set[str]]):
         efficiency = fabricated.study().frames["efficiency"].assign(train_tflop=None)
-        made = tables.make_table(tables.Efficiency, efficiency)
+        made = make_table(Efficiency, efficiency)
         study = fabricated.study(frames={"efficiency": made})
         assert not [name for name in drawn(study) if name.startswith("costs")]
 
     def test_numbers_of_patients_that_are_not_known_are_dashes(self):
         efficiency = fabricated.study().frames["efficiency"].copy()
         efficiency.loc[efficiency["budget"] == "all", "labelled_patients"] = None
-        frames = {"efficiency": tables.make_table(tables.Efficiency, efficiency)}
+        frames = {"efficiency": make_table(Efficiency, efficiency)}
         study = fabricated.study(frames=frames)
         assert figures.to_png(figures.efficiency, study, fabricated.FINDING, "resnet18")
         made = html.page(study, {})
@@ -355,7 +357,7 @@ class TestTransfer:
         metrics = study.frames["metrics"]
         pooled = metrics[metrics["metric"] == "brier"]  # which single trainings have not
         both = pd.concat([metrics, pooled.assign(run=pooled["run"] + "-labels10")], ignore_index=True)
-        more = fabricated.study(frames={"metrics": tables.make_table(tables.Metrics, both)})
+        more = fabricated.study(frames={"metrics": make_table(Metrics, both)})
         assert "resnet18-l2_sp-labels10" in {family.run for family in more.families_of("resnet18")}
         assert more.main_families("resnet18") == study.main_families("resnet18")
 
@@ -399,7 +401,7 @@ class TestGaps:
         frames = dict(fabricated.study().frames)
         metrics = without(without(frames["metrics"], group="site=west"), group="worst_site")
         second = pd.concat([metrics, metrics.assign(finding="effusion")], ignore_index=True)
-        study = fabricated.study(targets=("east",), frames={"metrics": tables.make_table(tables.Metrics, second)})
+        study = fabricated.study(targets=("east",), frames={"metrics": make_table(Metrics, second)})
         assert figures.to_png(figures.forest, study, "effusion", "resnet18")
         made = html.page(study, {})
         assert read(made).faults == []
@@ -478,7 +480,7 @@ class TestQuality:
             {"image_id": f"i{n:02d}", "site": site, "kind": "unusual", "score": 4.0 + n, "threshold": 3.5}
             for n, site in enumerate(["north"] * 40 + ["east"] * 2)
         ]
-        suspects = fabricated.study(frames={"outliers": tables.make_table(tables.Outliers, rows)}).suspects
+        suspects = fabricated.study(frames={"outliers": make_table(Outliers, rows)}).suspects
         assert [row["image_id"] for row in suspects] == ["i41", "i40", *(f"i{n}" for n in range(39, 17, -1))]
 
     def test_without_pictures_no_image_is_named(self, study: Study):

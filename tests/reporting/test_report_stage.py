@@ -8,11 +8,15 @@ import pytest
 from reporting import fabricated
 from reporting.page_checker import read, untraced
 
-from pipeline import tables
 from pipeline.imaging.store import PlaneFormat, write_store
 from pipeline.params import ParamsError
 from pipeline.reporting import figures
 from pipeline.stages import report
+from pipeline.tables.contract import write_table
+from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.images import Images, Splits
+from pipeline.tables.labels import LabelIssues, Labels
+from pipeline.tables.quality import Outliers
 
 PARAMS = """
 split:  # which side
@@ -33,28 +37,28 @@ PIXEL = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 1, 1)
 def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     frames = fabricated.study().frames
     for name, contract, folder in report._TABLES:
-        tables.write_table(contract, frames[name], tmp_path / folder / f"{name}.parquet")
+        write_table(contract, frames[name], tmp_path / folder / f"{name}.parquet")
     outliers = [{"image_id": "north2", "site": "north", "kind": "unusual", "score": 4.5, "threshold": 3.5}]
-    tables.write_table(tables.Outliers, outliers, tmp_path / "quality" / "outliers.parquet")
+    write_table(Outliers, outliers, tmp_path / "quality" / "outliers.parquet")
     (tmp_path / "quality" / "sheets").mkdir()
     splits = []
     for site in fabricated.SOURCES + fabricated.TARGETS:
         ids = [f"{site}{number}" for number in range(6)]
         labels = [{"image_id": i, "finding": fabricated.FINDING, "label": n % 2} for n, i in enumerate(ids)]
-        tables.write_table(tables.Labels, labels, tmp_path / "labels" / site / "labels.parquet")
-        tables.write_table(tables.LabelIssues, [], tmp_path / "labels" / site / "issues.parquet")
-        tables.write_table(tables.Notes, [], tmp_path / "ingest" / site / "notes.parquet")
-        tables.write_table(tables.Deidentification, [], tmp_path / "ingest" / site / "deidentification.parquet")
+        write_table(Labels, labels, tmp_path / "labels" / site / "labels.parquet")
+        write_table(LabelIssues, [], tmp_path / "labels" / site / "issues.parquet")
+        write_table(Notes, [], tmp_path / "ingest" / site / "notes.parquet")
+        write_table(Deidentification, [], tmp_path / "ingest" / site / "deidentification.parquet")
         index = [{"image_id": i, "array_index": n, "voi": "none", "inverted": False} for n, i in enumerate(ids)]
-        if "pixels_sha256" in tables.Images.columns:
+        if "pixels_sha256" in Images.columns:
             index = [{**row, "pixels_sha256": "a"} for row in index]
-        tables.write_table(tables.Images, index, tmp_path / "images" / site / "images.parquet")
+        write_table(Images, index, tmp_path / "images" / site / "images.parquet")
         planes = (np.full((8, 8), n, np.uint8) for n in range(6))
         write_store(planes, np.arange(6)[:, None], PlaneFormat(8, 8), tmp_path / "images" / site)
         (tmp_path / "quality" / "sheets" / f"{site}.png").write_bytes(PIXEL + site.encode())
         role, split = ("source", "train") if site in fabricated.SOURCES else ("target", "ood_test")
         splits += [{"image_id": i, "patient_id": i, "site": site, "role": role, "split": split} for i in ids]
-    tables.write_table(tables.Splits, splits, tmp_path / "split" / "splits.parquet")
+    write_table(Splits, splits, tmp_path / "split" / "splits.parquet")
     monkeypatch.setattr(figures, "to_png", lambda draw, *args: draw(*args) and PIXEL)
     return tmp_path
 

@@ -16,21 +16,10 @@ from pipeline.analysis.evaluation import PredictionsError
 from pipeline.errors import PipelineError
 from pipeline.stages import evaluate
 from pipeline.stages.evaluate import flat_metrics, trials_of
-from pipeline.tables import (
-    Calibration,
-    Curves,
-    Efficiency,
-    LabelSavings,
-    Metrics,
-    Overfitting,
-    Predictions,
-    Runs,
-    Thresholds,
-    Verdicts,
-    make_table,
-    read_table,
-    write_table,
-)
+from pipeline.tables.contract import make_table, read_table, write_table
+from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
+from pipeline.tables.predictions import Predictions
+from pipeline.tables.training import Curves, Runs
 
 
 def predictions(methods=("scratch", "seed_probe"), seeds=(1, 2), num=30):

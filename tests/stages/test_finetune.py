@@ -19,7 +19,9 @@ from pipeline.errors import PipelineError
 from pipeline.params import ParamsError, parse
 from pipeline.stages import features, finetune
 from pipeline.stages.finetune import FinetuneParams, Run, load_dataset, load_method, restrict
-from pipeline.tables import Curves, Labels, read_table, write_table
+from pipeline.tables.contract import read_table, write_table
+from pipeline.tables.labels import Labels
+from pipeline.tables.training import Curves
 from pipeline.training.backbone import build
 from pipeline.training.checkpoints import file_sha256, load_model, trunk_digest
 from pipeline.training.loop import predict_logits

@@ -16,7 +16,8 @@ from pipeline.dicom.headers import IngestParams
 from pipeline.errors import PipelineError
 from pipeline.scratch import decode, encode
 from pipeline.stages import ingest
-from pipeline.tables import Exclusions, Instances, Manifest, read_table
+from pipeline.tables.contract import read_table
+from pipeline.tables.files import Exclusions, Instances, Manifest
 
 SIEMENS = "data/ct_contrast/siemens"
 

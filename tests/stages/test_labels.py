@@ -16,7 +16,9 @@ from pipeline.key import PUBLIC_KEY
 from pipeline.params import ParamsError
 from pipeline.stages.labels import LabelsParams, collect_rows, keep_readings, label_images, match_rows
 from pipeline.stages.split import without_label
-from pipeline.tables import Instances, LabelIssues, Labels, Readings, Terms, make_table, read_table
+from pipeline.tables.contract import make_table, read_table
+from pipeline.tables.files import Instances
+from pipeline.tables.labels import LabelIssues, Labels, Readings, Terms
 
 
 @pytest.fixture

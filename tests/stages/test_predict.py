@@ -13,7 +13,11 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.store import Store
 from pipeline.stages import predict
 from pipeline.stages.predict import rows_of_run
-from pipeline.tables import Curves, Labels, Predictions, Runs, Splits, read_table, write_table
+from pipeline.tables.contract import read_table, write_table
+from pipeline.tables.images import Splits
+from pipeline.tables.labels import Labels
+from pipeline.tables.predictions import Predictions
+from pipeline.tables.training import Curves, Runs
 from pipeline.training.backbone import build
 from pipeline.training.checkpoints import file_sha256, load_model, save_model, trunk_digest
 from pipeline.training.feed import AugmentParams, ImageFeed, to_unit

@@ -22,7 +22,9 @@ from pipeline.imaging.intensity import Percentiles, Window, ZScore
 from pipeline.imaging.store import Store
 from pipeline.params import ParamsError, parse
 from pipeline.stages import preprocess
-from pipeline.tables import Exclusions, Images, Instances, read_table
+from pipeline.tables.contract import read_table
+from pipeline.tables.files import Exclusions, Instances
+from pipeline.tables.images import Images
 
 RLE = "1.2.840.10008.1.2.5"
 # Two segments as the header asks for, of too few bytes: only decoding shows it.

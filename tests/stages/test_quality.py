@@ -10,19 +10,10 @@ import tiny
 from pipeline.imaging.store import INDEX_FILE
 from pipeline.params import ParamsError
 from pipeline.stages import quality
-from pipeline.tables import (
-    Balance,
-    GreyHistograms,
-    Images,
-    Instances,
-    OutlierCounts,
-    Outliers,
-    QualityScores,
-    Splits,
-    TableOne,
-    read_table,
-    write_table,
-)
+from pipeline.tables.contract import read_table, write_table
+from pipeline.tables.files import Instances
+from pipeline.tables.images import Images, Splits
+from pipeline.tables.quality import Balance, GreyHistograms, OutlierCounts, Outliers, QualityScores, TableOne
 
 TABLES = {
     "table_one": TableOne,

@@ -9,18 +9,9 @@ from stages.study import NAME, SECRETS, picture
 from pipeline.errors import PipelineError
 from pipeline.key import PUBLIC_KEY, fingerprint
 from pipeline.ledger import read_ledger
-from pipeline.tables import (
-    Duplicates,
-    Exclusions,
-    Flow,
-    Images,
-    Instances,
-    Leakage,
-    Manifest,
-    Splits,
-    read_table,
-    read_tables,
-)
+from pipeline.tables.contract import read_table, read_tables
+from pipeline.tables.files import Exclusions, Instances, Manifest
+from pipeline.tables.images import Duplicates, Flow, Images, Leakage, Splits
 
 SITES = ("north", "east")
 
@@ -70,7 +61,7 @@ def test_invariants(prepared):
 
 def test_gathered_images_are_the_source_sites_own(prepared):
     from pipeline.imaging.store import Store
-    from pipeline.tables import Samples
+    from pipeline.tables.training import Samples
 
     prepared.split()
     out = prepared.gather()
