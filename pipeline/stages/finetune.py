@@ -33,14 +33,18 @@ from pipeline.tables.labels import Labels
 from pipeline.tables.training import Curves, Samples
 from pipeline.training.backbone import Classifier
 from pipeline.training.budget import annotated_patients
-from pipeline.training.checkpoints import MODEL_CARD, file_sha256, load_weights, save_model, trunk_digest
+from pipeline.training.checkpoints import MODEL_CARD, MODEL_FILE, file_sha256, load_weights, save_model, trunk_digest
 from pipeline.training.determinism import ComputeParams, make_fabric, memory_format
 from pipeline.training.engine import Engine
 from pipeline.training.feed import Dataset
+from pipeline.training.live import live_curves
 from pipeline.training.loop import LoopParams
+from pipeline.training.meter import Meter, write_cost
 from pipeline.work import code_fingerprint, locked
 
 CHECKPOINTS = Path(".checkpoints") / "finetune"
+COSTS = Path(".checkpoints") / "costs"
+LIVE = "live"
 FEATURES_FILE, POOLED_FILE = "features.npy", "pooled.npy"
 _PACKAGES = ("lightning", "monai", "numpy", "scikit-learn", "torch", "torchvision")
 
@@ -215,11 +219,15 @@ def job_digest(args: Any, method: ModuleType, told: dict[str, Any], weights_card
 
 def finish_run(
     run: Run, engine: Engine, method: ModuleType, method_params: Any, weights_card: dict[str, Any],
-    told: dict[str, Any], work: Path, fabric: Fabric,
+    told: dict[str, Any], work: Path, fabric: Fabric, costs: Path,
 ) -> None:  # fmt: skip
-    """Train one run, or take it as a killed job left it, so that it lies whole in ``work``."""
+    """Train one run, or take it as a killed job left it, so that it lies whole in ``work``; ``costs`` gets its cost."""
     if not (work / run.name / MODEL_CARD).is_file():
-        model = method.fit(engine, method_params)
+        phases = work / f"{run.name}.phases"
+        meter = Meter(fabric.device, fabric.world_size, resumed=phases.is_dir())
+        with live_curves(work / LIVE / run.name if fabric.is_global_zero else None) as engine.on_epoch:
+            model = method.fit(engine, method_params)
+        cost = meter.stop()
         if fabric.is_global_zero:
             partial = work / f"{run.name}.part"
             shutil.rmtree(partial, ignore_errors=True)
@@ -227,7 +235,8 @@ def finish_run(
             rows = [{"run": run.name, **vars(epoch)} for epoch in engine.curves]
             write_table(Curves, pd.DataFrame(rows), partial / "curves.parquet")
             partial.rename(work / run.name)
-            shutil.rmtree(work / f"{run.name}.phases", ignore_errors=True)
+            shutil.rmtree(phases, ignore_errors=True)
+            write_cost(cost, file_sha256(work / run.name / MODEL_FILE), costs / f"{run.name}.json")
     fabric.barrier()
 
 
@@ -292,7 +301,7 @@ def main() -> None:
                 compiled=compute.compile,
                 work=work / f"{run.name}.phases",
             )
-            finish_run(run, engine, method, method_params, weights_card, told, work, fabric)
+            finish_run(run, engine, method, method_params, weights_card, told, work, fabric, args.params.parent / COSTS)
         if fabric.is_global_zero:
             publish(work, runs, args.out)
 
@@ -307,6 +316,9 @@ def publish(work: Path, runs: list[Run], out: Path) -> None:
         shutil.copytree(work / run.name, own)
         curves.append(read_table(Curves, own / "curves.parquet"))
         (own / "curves.parquet").unlink()
+    shutil.rmtree(out / LIVE, ignore_errors=True)
+    if (work / LIVE).is_dir():
+        shutil.copytree(work / LIVE, out / LIVE)
     write_table(Curves, pd.concat(curves, ignore_index=True), out / "curves.parquet")
     shutil.rmtree(work)
 

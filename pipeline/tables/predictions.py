@@ -35,4 +35,4 @@ class Predictions(Table):
     }
     key: ClassVar = ("run", "finding", "image_id")
     required: ClassVar = ("backbone", "method", "patient_id", "site", "split", "logit", "probability")
-    vocabulary: ClassVar = {"split": frozenset({"id_val", "id_test", "ood_test"})}
+    vocabulary: ClassVar = {"split": frozenset({"id_val", "id_test", "target_adapt", "ood_test"})}

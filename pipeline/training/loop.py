@@ -22,14 +22,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError
-from pipeline.params import ParamsError, StrictParams
+from pipeline.params import ParamsError
 from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.feed import (
     AugmentParams,
@@ -42,19 +41,18 @@ from pipeline.training.feed import (
     epoch_order,
     in_batches,
 )
+from pipeline.training.loss import AUXILIARY_WEIGHT, LossParams, loss_weights, masked_loss
 
-AUXILIARY_WEIGHT = 0.4  # of Inception's auxiliary loss: as in torchvision's training of it (0.3 in Szegedy 2015)
 # Whether a loss is finite is asked after so many steps: asking makes a GPU wait.
 STEPS_UNCHECKED = 16
 
 
-class LoopParams(StrictParams):
+class LoopParams(LossParams):
     """What all methods that train by gradient share, so that they are compared on an equal budget.
 
     ``patience``: epochs without a better id_val loss after which training ends; null trains them all.
     ``accumulate``: parts of a batch that go through the device one after the other, where a whole one does not fit.
-    ``class_weights: balanced`` weighs the labels of a finding so that both classes count alike (probabilities are
-    then those of a population with as many positives as negatives); ``finding_weights`` weighs findings, 1 if unnamed.
+    How labels weigh is in ``LossParams``.
     """
 
     epochs: int = Field(ge=1)
@@ -62,8 +60,6 @@ class LoopParams(StrictParams):
     patience: int | None = Field(default=None, ge=1)
     accumulate: int = Field(default=1, ge=1)
     batch_norm: Literal["train", "frozen", "synchronised"] = "train"
-    class_weights: Literal["none", "balanced"] = "none"
-    finding_weights: dict[str, PositiveFloat] = Field(default={})
     weight_decay: float = Field(default=0.01, ge=0.0)
     warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     clip_norm: float = Field(default=1.0, gt=0.0)
@@ -118,35 +114,6 @@ class Progress:
     best_loss: float = math.inf
     best_epoch: int = -1
     finished: bool = False
-
-
-def masked_loss(
-    logits: Tensor, labels: Tensor, positive_weights: Tensor | None = None, finding_weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy summed over annotated labels, and how many they are; NaN labels count for nothing.
-
-    Args:
-        logits: (B, findings).
-        labels: (B, findings) 0, 1 or NaN.
-        positive_weights: (2, findings), of negatives and of positives.
-        finding_weights: (findings,).
-    """
-    known = ~torch.isnan(labels)
-    certain = torch.nan_to_num(labels)
-    losses = binary_cross_entropy_with_logits(logits, certain, reduction="none") * known
-    if positive_weights is not None:
-        losses = losses * torch.where(certain == 1, positive_weights[1], positive_weights[0])
-    if finding_weights is not None:
-        losses = losses * finding_weights
-    return losses.sum(), known.sum()
-
-
-def balanced_weights(labels: Floats, train: Indices) -> Floats:
-    """(2, findings): n / (2 n_class) of negatives and of positives, as scikit-learn's "balanced"."""
-    positives = np.nansum(labels[train] == 1, axis=0)
-    negatives = np.nansum(labels[train] == 0, axis=0)
-    both = (positives + negatives).astype(np.float64)
-    return np.stack([both / np.maximum(2 * negatives, 1), both / np.maximum(2 * positives, 1)]).astype(np.float32)
 
 
 def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
@@ -267,7 +234,7 @@ class _Trainer:
             self.optimiser, lambda step: learning_rate_factor(step, steps, params.warmup_fraction)
         )
         self.labels = torch.from_numpy(data.labels).to(fabric.device)
-        self.weights = _loss_weights(data, params, findings, fabric.device)
+        self.weights = loss_weights(data, params, findings, fabric.device)
         self.progress = Progress()
         self.best: Mapping[str, Tensor] = {}
         if found is not None:
@@ -468,22 +435,6 @@ def check_batches(fabric: Fabric, data: Dataset, params: LoopParams, description
         )
     if params.batch_norm == "synchronised" and fabric.device.type != "cuda":
         raise ParamsError("finetune.batch_norm: 'synchronised' needs GPUs; torch has no kernel for the CPU")
-
-
-def _loss_weights(
-    data: Dataset, params: LoopParams, findings: Sequence[str], device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of classes (2, findings), and of findings (findings,)."""
-    unknown = sorted(set(params.finding_weights) - set(findings))
-    if unknown:
-        raise ParamsError(f"finetune.finding_weights: unknown findings {unknown}; known are {list(findings)}")
-    classes = None
-    if params.class_weights == "balanced":
-        classes = torch.from_numpy(balanced_weights(data.labels, data.train)).to(device)
-    each = None
-    if params.finding_weights:
-        each = torch.tensor([params.finding_weights.get(finding, 1.0) for finding in findings], device=device)
-    return classes, each
 
 
 def _mixed(*numbers: int) -> int:

@@ -166,7 +166,8 @@ def test_a_model_and_all_that_loading_it_needs(tmp_path, monkeypatch, method):
     out = stage(tmp_path, monkeypatch, method, finetune={"seeds": [1], "epochs": 2, "batch_size": 8})
     name = f"{tiny.BACKBONE}-{method}-seed1"
     few = [f"{name}-shots{shots}-draw{draw}" for shots in (1, 2) for draw in (0, 1)] if method == "prototypes" else []
-    assert sorted(path.name for path in out.iterdir()) == sorted(["curves.parquet", name, *few])
+    live = [] if method in ("linear_probe", "prototypes") else ["live"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(["curves.parquet", name, *few, *live])
     assert not list((tmp_path / ".checkpoints/finetune").glob("*/*"))  # nothing is left of the work
     card = json.loads((out / name / "model.json").read_text())
     scratch = method in tiny.SCRATCH
@@ -230,7 +231,7 @@ def test_all_seeds_fractions_and_draws_and_two_runs_give_the_same_bytes(tmp_path
     second = stage(tmp_path, monkeypatch, "scratch", "second", finetune=runs)
     base = f"{tiny.BACKBONE}-scratch"
     names = [f"{base}-seed{s}{part}" for s in (1, 2) for part in ("", "-labels50-draw0", "-labels50-draw1")]
-    assert sorted(path.name for path in first.iterdir() if path.is_dir()) == sorted(names)
+    assert sorted(path.name for path in first.iterdir() if path.is_dir()) == sorted([*names, "live"])
 
     def digests(folder):
         files = sorted(path for path in folder.rglob("*") if path.is_file())

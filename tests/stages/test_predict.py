@@ -10,14 +10,16 @@ import tiny
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.store import Store
+from pipeline.imaging.store import INDEX_FILE, Store
+from pipeline.metrics.distance import mmd_test
+from pipeline.splits import SplitParams
 from pipeline.stages import predict
 from pipeline.stages.predict import rows_of_run
 from pipeline.tables.contract import read_table, write_table
-from pipeline.tables.images import Splits
+from pipeline.tables.images import Images, Splits
 from pipeline.tables.labels import Labels
 from pipeline.tables.predictions import Predictions
-from pipeline.tables.training import Curves, Runs
+from pipeline.tables.training import Curves, Distances, Runs
 from pipeline.training.backbone import build
 from pipeline.training.checkpoints import file_sha256, load_model, save_model, trunk_digest
 from pipeline.training.feed import AugmentParams, ImageFeed, to_unit
@@ -108,12 +110,16 @@ def run(study, monkeypatch, out="predict", methods=METHODS, **params):
 
 def test_who_is_predicted_and_with_what(study, monkeypatch):
     rows = run(study, monkeypatch)
-    assert len(rows) == 2 * 2 * 18  # models, findings, images
+    assert len(rows) == 2 * 2 * 24  # models, findings, images
     assert rows.groupby(["site", "split"])["image_id"].nunique().to_dict() == {
         ("home", "id_val"): 6,
         ("home", "id_test"): 6,
         ("away", "ood_test"): 6,
+        ("away", "target_adapt"): 6,
     }
+    unseen = rows["split"] == "target_adapt"
+    assert rows.loc[unseen, "label"].isna().all()
+    rows = rows[~unseen]
     assert set(rows["protocol"]) == {"home"}
     assert set(rows["adaptation"]) == {"none"}
     assert rows.loc[rows["finding"] == "effusion", "label"].isna().all()
@@ -157,11 +163,18 @@ def test_heads_on_one_trunk_are_each_their_own(tmp_path):
     feed = ImageFeed(data.images, torch.device("cpu"), torch.contiguous_format, AugmentParams(), 0)
     trunk, members = predict.load_together(groups[0])
     assert [card["run"] for _, card in members] == ["a", "b"]
-    found = predict.logits_of(trunk, [head for head, _ in members], feed, np.arange(9), 4)
+    found, features = predict.logits_of(
+        trunk, [head for head, _ in members], feed, np.arange(9), 4, np.arange(9) % 3 == 1
+    )
     for name, logits in zip(names, found, strict=False):
         alone, _ = load_model(tmp_path / "job" / name)
         expected = predict_logits(tiny.fabric(), alone, data.images, np.arange(9), 4, torch.contiguous_format)
         assert np.array_equal(logits, expected)
+    with torch.inference_mode():
+        images = to_unit(
+            torch.from_numpy(data.images.read(np.array([1, 4, 7]))), torch.device("cpu"), torch.contiguous_format
+        )
+        np.testing.assert_allclose(features, trunk.features(images).numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_poisoned_target_labels_change_no_prediction(study, monkeypatch):
@@ -190,6 +203,45 @@ def test_runs_say_where_models_come_from(study, monkeypatch):
     assert set(curves["run"]) == set(runs["run"])
 
 
+def test_distances_are_of_each_runs_own_features(study, monkeypatch):
+    """Against the distance of features that are computed here; the site whose images are alike is near."""
+    run(study, monkeypatch)
+    found = read_table(Distances, study / "predict/distances.parquet").set_index("run")
+    splits = read_table(Splits, study / "split/splits.parquet")
+    for folder in (study / "models").glob("*/*/"):
+        model, card = load_model(folder)
+        sides = []
+        for site, wanted in (("home", ["id_val", "id_test"]), ("away", ["target_adapt", "ood_test"])):
+            part = splits[(splits["site"] == site) & splits["split"].isin(wanted)].merge(
+                read_table(Images, study / "images" / site / INDEX_FILE), on="image_id"
+            )
+            pixels = Store(study / "images" / site).read(part["array_index"].to_numpy(np.int64))
+            with torch.inference_mode():
+                features = model.features(
+                    to_unit(torch.from_numpy(pixels), torch.device("cpu"), torch.contiguous_format)
+                )
+            sides.append((features.numpy(), np.unique(part["patient_id"], return_inverse=True)[1]))
+        (x, codes_x), (y, codes_y) = sides
+        value, p = mmd_test(x, y, permutations=predict.PERMUTATIONS, seed=1, codes_x=codes_x, codes_y=codes_y)
+        row = found.loc[card["run"]]
+        assert row["mmd2"] == pytest.approx(value, abs=1e-4)
+        assert row["p_value"] == pytest.approx(p, abs=0.02)
+        assert (row["site"], row["num_images"], row["num_patients"]) == ("away", len(y), len(set(codes_y)))
+        assert abs(row["home_mmd2"]) < 2
+
+
+def test_a_distance_needs_two_patients_a_side():
+    parts = {
+        "home": pd.DataFrame({"patient_id": ["a", "b", "c", "d"], "split": ["id_val", "id_val", "id_test", "id_test"]}),
+        "away": pd.DataFrame({"patient_id": ["e", "e"], "split": "ood_test"}),
+    }
+    features = {"home": np.eye(4, 3, dtype=np.float32), "away": np.ones((2, 3), np.float32)}
+    (row,) = predict.domain_distances(features, parts, SplitParams(seed=1, source=["home"], target=["away"]))
+    assert math.isnan(row["mmd2"])
+    assert "two patients" in row["note"]
+    assert np.isfinite(row["home_mmd2"])
+
+
 def test_what_params_no_longer_name_is_gone(study, monkeypatch):
     run(study, monkeypatch)
     rows = run(study, monkeypatch, methods={"scratch": METHODS["scratch"]})
@@ -200,7 +252,7 @@ def test_what_params_no_longer_name_is_gone(study, monkeypatch):
 def test_the_same_inputs_give_the_same_bytes(study, monkeypatch):
     run(study, monkeypatch, "one")
     run(study, monkeypatch, "two")
-    for name in ("predictions", "runs", "curves"):
+    for name in ("predictions", "runs", "curves", "distances"):
         file = f"{name}.parquet"
         assert (study / "one" / file).read_bytes() == (study / "two" / file).read_bytes()
 

@@ -16,7 +16,8 @@ from pipeline.training import loop
 from pipeline.training.backbone import build
 from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.feed import AugmentParams, ImageFeed, epoch_order, in_batches
-from pipeline.training.loop import Plan, balanced_weights, learning_rate_factor, masked_loss, predict_logits, train
+from pipeline.training.loop import Plan, learning_rate_factor, predict_logits, train
+from pipeline.training.loss import balanced_weights, masked_loss
 
 
 def fit(data, model, *, seed=1, learning_rate=1e-3, plan=None, checkpoint=None, **options):
