@@ -26,7 +26,7 @@ INK, MUTED, FAINT, GRID = "#1c2126", "#5b6670", "#9aa5af", "#e3e7ea"
 ALARM = "#a63c00"
 HOME_BAND, ELSEWHERE_BAND = "#eef4f8", "#fbf3ec"
 MARGIN_BAND = "#dae1e6"
-_LOOKS = {
+METHOD_LOOKS = {
     "scratch": ("#4d4d4d", "o"),
     "scratch_converged": ("#4d4d4d", "X"),
     "prototypes": ("#CC79A7", "p"),
@@ -38,7 +38,7 @@ _LOOKS = {
     "layer_decay": ("#332288", "<"),
     "l2_sp": ("#882255", ">"),
 }
-_SPARE_LOOKS = (("#E69F00", "h"), ("#56B4E9", "d"), ("#009E73", "8"))
+SPARE_LOOKS = (("#E69F00", "h"), ("#56B4E9", "d"), ("#009E73", "8"))
 _VERDICT_INK = {"helps": "#00664b", "harms": ALARM, "equivalent": "#0b5c8a", "undecided": MUTED}
 _SITE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d")
 _STYLE = {
@@ -112,8 +112,8 @@ def looks(study: Study) -> dict[str, tuple[str, str]]:
     """Colour and marker per method; unknown methods get spare ones in the order of their names."""
     methods = {family.base for family in study.families}
     methods |= {study.run_family(run)[1] for (run,), _ in study.rows("runs")}
-    spare = sorted(methods - set(_LOOKS))
-    return _LOOKS | {m: _SPARE_LOOKS[i % len(_SPARE_LOOKS)] for i, m in enumerate(spare)}
+    spare = sorted(methods - set(METHOD_LOOKS))
+    return METHOD_LOOKS | {m: SPARE_LOOKS[i % len(SPARE_LOOKS)] for i, m in enumerate(spare)}
 
 
 def forest(study: Study, finding: str, backbone: str) -> Figure:
