@@ -123,9 +123,11 @@ def load_dataset(gather: Path) -> tuple[Dataset, list[str]]:
 def runs_of(backbone: str, method: str, params: FinetuneParams, method_params: Any) -> Iterator[Run]:
     """All runs of a job: seeds x label fractions x draws; then, where the method has ``shots``, those x draws.
 
-    The few-shot methods have no random start, so that their draws take the place of seeds.
+    The few-shot methods have no random start, so that their draws take the place of seeds. A method whose params say
+    ``all_labels_only`` leaves the smaller fractions out.
     """
-    for fraction, seed in product(params.label_fractions, params.seeds):
+    fractions = [1.0] if getattr(method_params, "all_labels_only", False) else params.label_fractions
+    for fraction, seed in product(fractions, params.seeds):
         for draw in range(params.draws if fraction < 1.0 else 1):
             yield Run(backbone, method, seed, fraction, draw)
     for shots in getattr(method_params, "shots", []):

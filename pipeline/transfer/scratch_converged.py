@@ -13,11 +13,16 @@ from pipeline.training.loop import Plan
 
 
 class Params(StrictParams):
-    """``methods.scratch_converged``: as ``scratch``, with its own ``epochs`` (the most) and ``patience``."""
+    """``methods.scratch_converged``: as ``scratch``, with its own ``epochs`` (the most) and ``patience``.
+
+    ``all_labels_only`` trains it with all labels and not with each of ``finetune.label_fractions``: it costs several
+    times what the others do, and its question is what transfer is worth where time is no matter.
+    """
 
     learning_rate: LearningRates
     epochs: int = Field(ge=1)
     patience: int = Field(ge=1)
+    all_labels_only: bool = True
 
 
 def fit(engine: Engine, params: Params) -> Classifier:

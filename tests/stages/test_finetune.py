@@ -25,6 +25,7 @@ from pipeline.tables.training import Curves
 from pipeline.training.backbone import build
 from pipeline.training.checkpoints import file_sha256, load_model, trunk_digest
 from pipeline.training.loop import predict_logits
+from pipeline.transfer import scratch_converged
 from pipeline.work import locked
 
 
@@ -341,6 +342,13 @@ def test_few_shot_runs_draw_patients_not_seeds(tmp_path, monkeypatch):
         (1, 0): 2, (1, 1): 2, (2, 0): 4, (2, 1): 4
     }  # fmt: skip
     assert len({card["trunk_sha256"] for card in cards}) == 1  # one pass over the images serves all of them
+
+
+@pytest.mark.parametrize(("only", "fractions"), [(True, {1.0}), (False, {0.5, 1.0})])
+def test_training_to_convergence_may_have_all_labels_alone(only, fractions):
+    params = FinetuneParams(seeds=[1, 2], label_fractions=[0.5, 1.0], epochs=1, batch_size=8)
+    own = scratch_converged.Params(learning_rate=[0.1], epochs=2, patience=1, all_labels_only=only)
+    assert {run.label_fraction for run in finetune.runs_of("net", "scratch_converged", params, own)} == fractions
 
 
 def test_more_shots_than_patients_are_refused(tmp_path, monkeypatch):
