@@ -57,9 +57,11 @@ def closure(start: Path, chosen: dict[str, str]) -> tuple[set[str], set[str]]:
 
     Args:
         start: relative to the root.
-        chosen: folder of a dynamic import (``pipeline/transfer``) to the module's name.
+        chosen: folder of a dynamic import (``pipeline/transfer``) to the module's name. A folder that is not there
+            may be imported from at will: all its modules are followed, and the folder stands for them.
     """
     todo, seen, packages = [start], set(), set()
+    whole: set[Path] = set()
     while todo:
         path = todo.pop()
         if path in seen:
@@ -67,8 +69,15 @@ def closure(start: Path, chosen: dict[str, str]) -> tuple[set[str], set[str]]:
         seen.add(path)
         ours, folders, others = direct_imports(path)
         packages |= others
-        todo += [*ours, *(Path(folder) / f"{chosen[folder]}.py" for folder in folders if folder in chosen)]
+        todo += ours
+        for folder in map(Path, folders):
+            if folder.as_posix() in chosen:
+                todo.append(folder / f"{chosen[folder.as_posix()]}.py")
+            else:
+                whole.add(folder)
+                todo += [found.relative_to(ROOT) for found in (ROOT / folder).glob("*.py")]
         for data in (path.parent / "templates", path.with_suffix(".txt")):  # what the module reads
             if (ROOT / data).exists():
                 seen.add(data)
-    return {path.as_posix() for path in seen}, packages
+    single = {path for path in seen if path.parent not in whole}
+    return {path.as_posix() for path in single | whole}, packages

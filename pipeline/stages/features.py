@@ -9,7 +9,7 @@ from tqdm import tqdm
 from pipeline import cli
 from pipeline.imaging.store import Store
 from pipeline.params import check_versions, load_params
-from pipeline.training.backbone import Classifier, build, has_hidden_layers
+from pipeline.training.backbone import Classifier, architecture, build, has_hidden_layers
 from pipeline.training.checkpoints import load_weights
 from pipeline.training.determinism import ComputeParams, make_fabric, memory_format
 from pipeline.training.feed import AugmentParams, ImageFeed, in_batches
@@ -34,7 +34,8 @@ def main() -> None:
     images = Store(args.gather)
     channels, rows, columns = images.shape[1:]
     models = {FEATURES_FILE: build(card["backbone"], 1, seed=0, state=state, image_shape=(channels, rows, columns))}
-    if has_hidden_layers(models[FEATURES_FILE].trunk):
+    # Of the whole architecture: the trunk has lost its last layer, perhaps the second of two.
+    if has_hidden_layers(architecture(card["backbone"], 0, empty=True)):
         models[POOLED_FILE] = build(
             card["backbone"], 1, seed=0, state=state, image_shape=(channels, rows, columns), pooled=True
         )

@@ -162,6 +162,16 @@ def test_features_are_those_of_the_pretrained_model_in_the_stores_order(tmp_path
     np.testing.assert_allclose(made, expected, atol=1e-5)  # another batch size
 
 
+def test_a_hidden_layer_before_the_last_gives_pooled_features_too(tmp_path, monkeypatch):
+    """MobileNet V3 has one hidden layer: cutting the head leaves one linear layer, which must not hide it."""
+    tiny.write_gather(tmp_path / "gather")
+    tiny.write_weights(tmp_path / "weights", "mobilenet_v3_small")
+    common = {"gather": tmp_path / "gather", "weights": tmp_path / "weights"}
+    tiny.call(monkeypatch, features, **common, out=tmp_path / "out", params=tiny.write_params(tmp_path / "params.yaml"))
+    widths = {name: np.load(tmp_path / f"out/{name}.npy").shape[1] for name in ("features", "pooled")}
+    assert widths == {"features": 1024, "pooled": 576}
+
+
 @pytest.mark.parametrize("method", tiny.METHODS)
 def test_a_model_and_all_that_loading_it_needs(tmp_path, monkeypatch, method):
     out = stage(tmp_path, monkeypatch, method, finetune={"seeds": [1], "epochs": 2, "batch_size": 8})
