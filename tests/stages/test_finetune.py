@@ -364,3 +364,26 @@ def test_training_to_convergence_may_have_all_labels_alone(only, fractions):
 def test_more_shots_than_patients_are_refused(tmp_path, monkeypatch):
     with pytest.raises(PipelineError, match="50 labelled patients a class are wanted"):
         stage(tmp_path, monkeypatch, "prototypes", methods={"prototypes": {"shots": [50], "draws": 1}})
+
+
+@pytest.mark.slow
+def test_the_stage_starts_its_own_processes_and_ends_in_the_weights_of_one(tmp_path, monkeypatch):
+    """compute.devices: 2 on a CPU; the second process is the stage's own child."""
+    runs = {"seeds": [1], "epochs": 2, "batch_size": 8, "batch_norm": "frozen"}
+    one = stage(tmp_path, monkeypatch, "full_finetune", "one", finetune=runs)
+    params = tiny.write_params(tmp_path / "two.yaml", finetune=runs, compute={"threads": 1, "devices": 2})
+    paths = [f"--{name}={tmp_path}/in/{name}" for name in ("gather", "weights", "features")]
+    command = [*paths, f"--params={params}", f"--backbone={tiny.BACKBONE}", "--method=full_finetune"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.finetune", *command, f"--out={tmp_path}/two"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    name = f"{tiny.BACKBONE}-full_finetune-seed1"
+    (alone, card), (together, _) = load_model(one / name), load_model(tmp_path / "two" / name)
+    start = build(tiny.BACKBONE, 1, seed=1, state=tiny.weights(), image_shape=tuple(card["image_shape"]))
+    moved = 0.0
+    for key, value in alone.state_dict().items():
+        torch.testing.assert_close(together.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+        moved = max(moved, float((value.float() - start.state_dict()[key].float()).abs().max()))
+    assert moved > 1e-3  # it trained
