@@ -20,6 +20,7 @@ from pipeline.tables.images import Images, Splits
 from pipeline.tables.labels import Labels
 from pipeline.tables.predictions import Predictions
 from pipeline.tables.training import Curves, Distances, Runs
+from pipeline.training import inference
 from pipeline.training.backbone import build
 from pipeline.training.checkpoints import file_sha256, load_model, save_model, trunk_digest
 from pipeline.training.feed import AugmentParams, ImageFeed, to_unit
@@ -157,13 +158,13 @@ def test_heads_on_one_trunk_are_each_their_own(tmp_path):
         card = {"backbone": tiny.BACKBONE, "findings": ["x"], "image_shape": [1, 32, 32], "hidden": None,
                 "pooled": False, "input": model.input_spec, "run": name}  # fmt: skip
         save_model(model, {**card, "trunk_sha256": trunk_digest(model)}, tmp_path / "job" / name)
-    groups = predict.model_folders(tmp_path, ["job"])
+    groups = inference.model_folders(tmp_path, ["job"])
     assert [[folder.name for folder in folders] for folders in groups] == [["a", "b"], ["c"]]
     data = tiny.dataset(num=9)
     feed = ImageFeed(data.images, torch.device("cpu"), torch.contiguous_format, AugmentParams(), 0)
-    trunk, members = predict.load_together(groups[0])
+    trunk, members = inference.load_together(groups[0])
     assert [card["run"] for _, card in members] == ["a", "b"]
-    found, features = predict.logits_of(
+    found, features = inference.logits_of(
         trunk, [head for head, _ in members], feed, np.arange(9), 4, np.arange(9) % 3 == 1
     )
     for name, logits in zip(names, found, strict=False):
