@@ -30,7 +30,7 @@ class Alongside(nn.Module):
     def __init__(self, classifier: Classifier, target: Iterator[Tensor], distance: Distance) -> None:
         super().__init__()
         self.classifier, self.distance, self._target = classifier, distance, target
-        self._features: tuple[Tensor, Tensor] | None = None
+        self._features: tuple[Tensor, Tensor]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, H, W) of the source to logits (B, findings), as the classifier's."""
@@ -45,7 +45,6 @@ class Alongside(nn.Module):
 
     def penalty(self) -> Tensor:
         """The distance of the last forward pass."""
-        assert self._features is not None, "forward comes first"
         return self.distance(*self._features)
 
 
@@ -109,7 +108,8 @@ class Told:
     def training(self, batches: Iterable[Indices], epoch: int) -> Iterator[Tensor]:
         """As the feed's."""
         listed = list(batches)
-        for self.batch, images in zip(listed, self.feed.training(listed, epoch), strict=True):
+        for batch, images in zip(listed, self.feed.training(listed, epoch), strict=True):
+            self.batch = batch
             yield images
 
     def plain(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
