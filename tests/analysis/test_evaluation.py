@@ -1,5 +1,7 @@
 """evaluate: who is compared where, what is null and why, and what must not change when other things do."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,15 @@ from pydantic import ValidationError
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pipeline.analysis.evaluation import EvaluateParams, Setting, evaluate, family_name, name_families
+from pipeline.analysis.evaluation import (
+    SUBGROUP_METRICS,
+    EvaluateParams,
+    Setting,
+    evaluate,
+    family_name,
+    name_families,
+)
+from pipeline.errors import PipelineError
 from pipeline.metrics.binary import METRICS
 from pipeline.tables.contract import make_table
 from pipeline.tables.evaluation import Calibration, Metrics, Thresholds
@@ -116,7 +126,9 @@ def test_which_rows_there_are(evaluation):
         ("ood_test", "worst_site"),
         ("ood_test", "target_minus_source"),
     }
-    assert set(pick(rows, split="ood_test", group="target")["metric"]) == {*METRICS, "auroc_minus_scratch"}
+    pooled = {*METRICS, "auroc_minus_scratch", "auroc_delong"}
+    assert set(pick(rows, split="ood_test", group="target")["metric"]) == pooled
+    assert set(pick(rows, split="ood_test", group="site=west")["metric"]) == pooled - {"auroc_delong"}
     assert "auroc_minus_scratch" not in set(pick(evaluation.metrics, run="resnet-scratch")["metric"])
     single = pick(evaluation.metrics, run="resnet-full-s1")
     assert set(single["metric"]) == {"auroc"}
@@ -173,6 +185,20 @@ def test_gap_counts_both_sides_patients_and_pairs_the_seeds():
     made = evaluate(contract(unequal), PARAMS, SOURCE, TARGET).metrics
     assert width(made, run="resnet-full", group="target_minus_source", metric="auroc") < 0.8
     assert width(made, run="resnet-full", group="target", metric="auroc") > 0.8
+
+
+def test_delong_agrees_with_the_bootstrap_of_patients():
+    made = evaluate(
+        contract(study(cohort(patients=80))), EvaluateParams(seed=1, resamples=1000), SOURCE, TARGET
+    ).metrics
+    for split, group in (("id_test", "source"), ("ood_test", "target")):
+        row = one(made, run="resnet-full", split=split, group=group, metric="auroc_delong")
+        whole = one(made, run="resnet-full", split=split, group=group, metric="auroc")
+        assert row["value"] == pytest.approx(whole["value"], abs=1e-12)
+        low, high = map(float, re.search(r"only: (0\.\d+) to (0\.\d+)", row["note"]).groups())
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=0.1 * (high - low))
+        # The seeds' part is in the other alone.
+        assert row["ci_high"] - row["ci_low"] < whole["ci_high"] - whole["ci_low"]
 
 
 def test_threshold_comes_from_id_val_of_each_run(evaluation, predictions):
@@ -271,6 +297,36 @@ def test_a_site_without_labels_or_images_is_null():
         assert rows["note"].str.contains("no annotated images").all()
 
 
+def test_predictive_values_are_at_the_prevalence_of_id_val_and_at_stated_ones(predictions):
+    params = EvaluateParams(seed=1, resamples=100, prevalences=[0.05], threshold_probabilities=[0.2])
+    made = evaluate(predictions, params, SOURCE, TARGET)
+    rows = pick(made.metrics, run="resnet-full", group="target").set_index("metric")
+    images = predictions[predictions["split"] == "id_val"].drop_duplicates("image_id")
+    share = {"ppv": images["label"].mean(), "ppv_at_5_percent": 0.05}
+    own = predictions[(predictions["split"] == "ood_test") & (predictions["method"] == "full")]
+    points = made.thresholds.set_index("run")["threshold"]
+    for name, prior in share.items():
+        each = []
+        for run_name, part in own.groupby("run"):
+            called = part["probability"] >= points[run_name]
+            hit, false = (called[part["label"] == label].mean() for label in (1, 0))
+            each.append(hit * prior / (hit * prior + false * (1 - prior)))
+        assert rows.loc[name, "value"] == pytest.approx(np.mean(each))
+    total = rows.loc["brier_calibration", "value"] + rows.loc["brier_refinement", "value"]
+    assert total == pytest.approx(rows.loc["brier", "value"], abs=1e-12)
+    assert np.isnan(rows.loc["brier_refinement", "ci_low"])
+    prior = own.drop_duplicates("image_id")["label"].mean()
+    assert rows.loc["net_benefit_all_at_20_percent", "value"] == pytest.approx(prior - (1 - prior) / 4)
+
+
+def test_one_class_on_id_val_leaves_no_prevalence():
+    images = cohort()
+    images.loc[images["split"] == "id_val", "label"] = 0
+    made = evaluate(contract(study(images)), PARAMS, SOURCE, TARGET).metrics
+    row = one(made, run="resnet-full", group="target", metric="ppv")
+    assert row["note"] == "no prevalence: id_val has not both classes"
+
+
 def test_no_negatives_on_id_val_means_no_operating_point():
     images = cohort()
     images.loc[images["split"] == "id_val", "label"] = 1
@@ -342,6 +398,153 @@ def test_adapted_runs_may_have_target_predictions_only():
     assert len(pick(rows, group="target", metric="auroc_minus_scratch")) == 1
 
 
+def blind(images, auroc_of=0.4):
+    """The baseline without pixels: one run, without chance."""
+    return run(images, "logistic", 0, auroc_of, backbone="no_pixels").assign(run="no_pixels-logistic-seed0")
+
+
+def adapt(plain, name="bn", shift=0.0, own_noise=0.0):
+    """Runs made from plain ones, named after them."""
+    noise = np.random.default_rng(0).normal(size=len(plain))
+    logits = plain["logit"] + shift * plain["label"].astype(float) + own_noise * noise
+    return plain.assign(run=plain["run"] + f"-adapt_{name}", adaptation=name, logit=logits, probability=expit(logits))
+
+
+def test_the_baseline_without_pixels_is_every_familys_twin_and_leaves_other_rows_alone(evaluation):
+    images = cohort()
+    made = evaluate(contract(pd.concat([study(images), blind(images)], ignore_index=True)), PARAMS, SOURCE, TARGET)
+    more = made.metrics[made.metrics["metric"] != "auroc_minus_no_pixels"]
+    for name in sorted(set(evaluation.metrics["run"])):
+        same_rows(evaluation.metrics, more, run=name)
+    for name in ("resnet-full", "resnet-scratch"):
+        row = one(made.metrics, run=name, group="target", metric="auroc_minus_no_pixels")
+        values = [
+            one(made.metrics, run=part, group="target", metric="auroc")["value"]
+            for part in (name, "no_pixels-logistic")
+        ]
+        assert row["value"] == pytest.approx(values[0] - values[1])
+        assert row["ci_low"] < row["value"] < row["ci_high"]
+        assert row["interval"].endswith("spread of 3 runs, one method without chance")
+    own = pick(made.metrics, run="no_pixels-logistic")
+    assert {"auroc", "brier"} < set(own["metric"])
+    assert not own["metric"].str.contains("_minus_").any()
+    assert one(own, group="target", metric="auroc")["interval"].endswith("another run would be the same)")
+    assert len(made.comparisons) == len(evaluation.comparisons)
+    assert made.remedies == ()
+
+
+def test_a_baseline_that_lacks_a_finding_is_not_compared_there():
+    images = cohort(findings=("effusion", "nodule"))
+    frame = pd.concat([study(images), blind(images[images["finding"] == "nodule"])], ignore_index=True)
+    made = pick(evaluate(contract(frame), PARAMS, SOURCE, TARGET).metrics, metric="auroc_minus_no_pixels")
+    assert set(made["finding"]) == {"nodule"}
+
+
+def test_an_adapted_run_is_taken_less_the_run_that_it_was_made_from():
+    images = cohort()
+    signals = enumerate((0.3, 1.5, 3.0))
+    unequal = pd.concat([run(images, "full", seed, signal) for seed, signal in signals], ignore_index=True)
+    frame = pd.concat([unequal, adapt(unequal, shift=0.3)], ignore_index=True)
+    made = evaluate(contract(frame), PARAMS, SOURCE, TARGET)
+    row = one(made.metrics, run="resnet-full-bn", group="target", metric="auroc_minus_plain")
+    adapted, plain = (
+        one(made.metrics, run=name, group="target", metric="auroc") for name in ("resnet-full-bn", "resnet-full")
+    )
+    assert row["value"] == pytest.approx(adapted["value"] - plain["value"])
+    # A bad and a good seed, each bad or good with and without the remedy; unnamed, they are six trainings.
+    strangers = frame.assign(run=frame["run"].str.replace("-adapt_bn", "-b"))
+    unpaired = evaluate(contract(strangers), PARAMS, SOURCE, TARGET).metrics
+    apart = one(unpaired, run="resnet-full-bn", group="target", metric="auroc_minus_plain")
+    assert apart["value"] == pytest.approx(row["value"])
+    assert apart["ci_high"] - apart["ci_low"] > 3 * (row["ci_high"] - row["ci_low"])
+    assert row["interval"].endswith("spread of 3 runs")
+    assert apart["interval"].endswith("spread of 3 and 3 runs")
+    places = {(pair.split, pair.group) for pair in made.remedies}
+    assert {("id_test", "source"), ("ood_test", "target"), ("ood_test", "site=west")} <= places
+    assert {(pair.family.name, pair.twin.name) for pair in made.remedies} == {("resnet-full-bn", "resnet-full")}
+
+
+def test_a_remedy_that_changes_nothing_differs_by_nothing():
+    plain = study(cohort(), methods=("full",))
+    frame = pd.concat([plain, adapt(plain)], ignore_index=True)
+    made = evaluate(contract(frame), PARAMS, SOURCE, TARGET).metrics
+    rows = pick(made, metric="auroc_minus_plain")
+    assert (rows["value"] == 0).all()
+    # Of the worst site it is not known that the runs are paired: which one it is may differ from run to run.
+    assert rows[rows["group"] != "worst_site"]["note"].str.contains("no variation").all()
+
+
+def test_unlabelled_images_of_the_target_are_no_test(evaluation, predictions):
+    seen = predictions[predictions["split"] == "ood_test"].assign(split="target_adapt", label=pd.NA)
+    seen["image_id"], seen["patient_id"] = "u-" + seen["image_id"], "u-" + seen["patient_id"]
+    more = evaluate(contract(pd.concat([predictions, seen], ignore_index=True)), PARAMS, SOURCE, TARGET)
+    pd.testing.assert_frame_equal(more.metrics, evaluation.metrics)
+
+
+def recorded(images):
+    """Groups of images by name, the scanner not recorded of part of them."""
+    names = images["image_id"].drop_duplicates()
+    number = names.str[-3:].astype(int)
+    frame = pd.DataFrame(
+        {
+            "vendor": np.where(number % 7 == 0, "vendor=(missing)", np.where(number < 20, "vendor=ge", "vendor=mr")),
+            "sex": np.where(number // 2 % 2, "sex=F", "sex=M"),
+        },
+        dtype=object,
+    ).set_index(pd.Index(names, dtype=object))
+    return frame.assign(**{"sex+vendor": frame["sex"] + "+" + frame["vendor"]})
+
+
+BY_GROUP = EvaluateParams(seed=1, resamples=200, domains=["vendor"], subgroups=["sex", "sex+vendor"])
+
+
+@pytest.fixture(scope="module")
+def by_group(predictions):
+    return evaluate(predictions, BY_GROUP, SOURCE, TARGET, recorded(cohort()))
+
+
+def test_domains_and_subgroups_have_rows_at_home_and_elsewhere(by_group, predictions):
+    rows = pick(by_group.metrics, run="resnet-full")
+    for split in ("id_test", "ood_test"):
+        groups = set(pick(rows, split=split)["group"])
+        assert {"vendor=ge", "vendor=mr", "vendor=(missing)", "worst_vendor", "sex=F", "worst_sex"} <= groups
+        assert {"sex=F+vendor=(missing)", "worst_sex+vendor"} <= groups
+    assert not pick(rows, split="id_val")["group"].str.contains("=").any()
+    assert set(pick(rows, split="ood_test", group="vendor=ge")["metric"]) == set(METRICS)
+    assert set(pick(rows, split="ood_test", group="sex=F")["metric"]) == set(SUBGROUP_METRICS)
+    number = predictions["image_id"].str[-3:].astype(int)
+    part = predictions[
+        (number // 2 % 2 == 1) & (predictions["split"] == "ood_test") & (predictions["method"] == "full")
+    ]
+    each = [roc_auc_score(own["label"].astype(int), own["logit"]) for _, own in part.groupby("run")]
+    row = one(rows, split="ood_test", group="sex=F", metric="auroc")
+    assert row["value"] == pytest.approx(np.mean(each))
+    assert row["num_images"] == part["image_id"].nunique()
+    assert row["num_patients"] == part["patient_id"].nunique()
+
+
+def test_domains_and_subgroups_change_no_other_row(by_group, evaluation):
+    known = evaluation.metrics.merge(by_group.metrics, how="left", indicator=True)
+    assert (known["_merge"] == "both").all()
+    pd.testing.assert_frame_equal(by_group.calibration, evaluation.calibration)
+    assert len(by_group.comparisons) == len(evaluation.comparisons)
+
+
+def test_the_worst_subgroup_is_one_that_is_known(by_group):
+    rows = pick(by_group.metrics, run="resnet-full", split="ood_test", metric="auroc").set_index("group")
+    worst = min(("vendor=ge", "vendor=mr"), key=lambda name: rows.loc[name, "value"])
+    assert rows.loc["worst_vendor", "value"] == rows.loc[worst, "value"]
+    assert rows.loc["worst_vendor", "note"] == worst
+    assert rows.loc["worst_vendor", "interval"].startswith("95 % for the worst of 2: each at 97")
+    assert rows.loc["worst_vendor", "ci_low"] < rows.loc[worst, "ci_low"]
+
+
+def test_an_image_that_was_never_ingested_is_refused(predictions):
+    groups = recorded(cohort()).iloc[1:]
+    with pytest.raises(PipelineError, match="1 of 120 images with predictions are not among the instances"):
+        evaluate(predictions, BY_GROUP, SOURCE, TARGET, groups)
+
+
 def test_findings_do_not_mix(evaluation):
     made = evaluate(contract(study(cohort(findings=("effusion", "nodule")))), PARAMS, SOURCE, TARGET)
     assert set(made.metrics["finding"]) == {"effusion", "nodule"}
@@ -392,6 +595,6 @@ def test_bad_input_is_refused(predictions):
 
 
 def test_params_are_checked():
-    for wrong in ({"resamples": 10}, {"specificity": 1.0}, {"ece_bins": 0}, {"unknown": 1}):
+    for wrong in ({"resamples": 10}, {"specificity": 1.0}, {"ece_bins": 0}, {"unknown": 1}, {"prevalences": [0.0]}):
         with pytest.raises(ValidationError):
             EvaluateParams(seed=0, **wrong)
