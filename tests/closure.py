@@ -81,3 +81,16 @@ def closure(start: Path, chosen: dict[str, str]) -> tuple[set[str], set[str]]:
                 seen.add(data)
     single = {path for path in seen if path.parent not in whole}
     return {path.as_posix() for path in single | whole}, packages
+
+
+def shared_modules(start: Path, folder: str) -> tuple[set[str], set[str]]:
+    """What any of a folder's modules may run beside itself, where one of them is chosen by name; and the packages.
+
+    A template in dvc.yaml has one list for all of them: their own file, and whatever another of them needs.
+    """
+    paths = {path.relative_to(ROOT) for path in (ROOT / folder).glob("*.py")} - {Path(folder, "__init__.py")}
+    imported = {found for path in paths for found in direct_imports(path)[0]}
+    chosen = sorted(path for path in paths - imported)
+    found = [closure(start, {folder: path.stem}) for path in chosen]
+    files, packages = (set().union(*parts) for parts in zip(*found, strict=True))
+    return files - {path.as_posix() for path in chosen}, packages

@@ -10,6 +10,7 @@ import pytest
 from dvc.repo import Repo
 
 from pipeline.params import read_params_file
+from pipeline.protocol import SECTIONS
 
 ROOT = Path(__file__).parents[1]
 NUMERIC = {
@@ -41,9 +42,20 @@ def chosen_modules(stage: object) -> dict[str, str]:
     chosen = {}
     if method := re.search(r"--method (\w+)", stage.cmd):
         chosen["pipeline/transfer"] = method[1]
+    if remedy := re.search(r"--remedy (\w+)", stage.cmd):
+        chosen["pipeline/adaptation"] = remedy[1]
     if site := re.search(r"--site (\w+)", stage.cmd):
         chosen["pipeline/datasets"] = read_params_file(ROOT / "params.yaml")["sites"][site[1]]["adapter"]
     return chosen
+
+
+def imported(stage: object) -> tuple[set[str], set[str]]:
+    """Files that a stage's import runs, and packages; of remedies, which share a template, all that any needs."""
+    files, packages = closure.closure(module_of(stage), chosen_modules(stage))
+    if "pipeline/adaptation" in chosen_modules(stage):
+        shared, more = closure.shared_modules(module_of(stage), "pipeline/adaptation")
+        return files | shared, packages | more
+    return files, packages
 
 
 def declared_code(stage: object) -> set[str]:
@@ -63,15 +75,17 @@ def declared_params(stage: object) -> set[str]:
 def read_params(stage: object) -> set[str]:
     """Sections that a stage reads: the literal names in its calls, f-strings by the stage's own item."""
     source = (ROOT / module_of(stage)).read_text(encoding="utf-8")
-    site, method = re.search(r"--site (\w+)", stage.cmd), re.search(r"--method (\w+)", stage.cmd)
-    values = {"args.site": site and site[1], "args.method": method and method[1]}
+    options = {name: re.search(rf"--{name} (\w+)", stage.cmd) for name in ("site", "method", "remedy")}
+    values = {f"args.{name}": found and found[1] for name, found in options.items()}
     found: set[str] = set()
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         name = ast.unparse(call.func)
         if name == "load_key":
             found.add("privacy")
         elif name == "load_site":
-            found.add(f"sites.{site[1]}")
+            found.add(f"sites.{options['site'][1]}")
+        elif name == "read_sections":
+            found |= set(SECTIONS)
         elif name == "check_versions":
             found |= {f"versions.{argument.value}" for argument in call.args}
         elif name in ("load_params", "load_names", "section_of"):
@@ -93,7 +107,7 @@ def disagreement(declared: set[str], imported: set[str]) -> list[str]:
 @pytest.mark.parametrize("name", sorted(stages()))
 def test_declared_code_is_the_import_closure(name):
     stage = stages()[name]
-    wanted, _ = closure.closure(module_of(stage), chosen_modules(stage))
+    wanted, _ = imported(stage)
     assert disagreement(declared_code(stage), wanted) == []
 
 
@@ -118,9 +132,16 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
         "features": {"torch", "torchvision"},
         "finetune": {"monai", "numpy", "scikit-learn", "torch", "torchvision"},
         "predict": {"torch", "torchvision"},
+        "baseline": {"numpy", "scikit-learn", "scipy"},
+        "choice": {"numpy", "scipy"},
+        "search": {"monai", "numpy", "scikit-learn", "torch", "torchvision"},
+        "embed": {"torch", "torchvision"},
+        "stress": {"monai", "numpy", "scipy", "torch", "torchvision"},
+        "adapt": {"monai", "numpy", "scipy", "torch", "torchvision"},
+        "diagnose": {"numpy", "scikit-learn", "scipy"},
         "evaluate": {"numpy", "scipy"},
     }.get(module_of(stage).stem, set())
-    _, packages = closure.closure(module_of(stage), chosen_modules(stage))
+    _, packages = imported(stage)
     assert computing <= {NUMERIC[package] for package in packages if package in NUMERIC}
     assert {n.removeprefix("versions.") for n in declared_params(stage) if n.startswith("versions.")} == computing
 
@@ -128,7 +149,7 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
 def test_every_params_section_belongs_to_a_stage_or_command():
     """DVC ignores a misspelt section without a word."""
     params = read_params_file(ROOT / "params.yaml")
-    known = {"sites", "privacy", "backbones", "methods", "compute", "versions"}  # read by several
+    known = {"sites", "privacy", "backbones", "methods", "compute", "remedies", "versions"}  # read by several
     known |= {module_of(stage).stem for stage in stages().values()} & set(params)
     known |= {path.stem for path in (ROOT / "pipeline/commands").glob("*.py")} | {"weights", "report", "verdict"}
     assert set(params) - known == set()

@@ -25,6 +25,7 @@ from pipeline.datasets.survey import FILL_IN, Survey, survey
 from pipeline.errors import PipelineError
 from pipeline.key import KEY_FILE, NEVER, ensure_private_key, fingerprint, private_key
 from pipeline.params import NAME_PATTERN, ParamsError, parse
+from pipeline.protocol import PROTOCOL_FILE
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, write_withdrawn
 
 _POLICIES = ("uncertain", "missing", "conflict")
@@ -203,6 +204,8 @@ def make_folder(folder: Path) -> None:
         (folder / ".dvcignore").write_text(Path(".dvcignore").read_text(encoding="utf-8"), encoding="utf-8")
     if not (folder / WITHDRAWN_FILE).exists():
         write_withdrawn(folder, Withdrawn())
+    if not (folder / PROTOCOL_FILE).exists():
+        (folder / PROTOCOL_FILE).write_text(Path(PROTOCOL_FILE).read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "dvc.yaml").write_text(study_graph(Path("dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
 
 

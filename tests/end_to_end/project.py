@@ -55,7 +55,7 @@ class Project:
         shutil.copytree(
             ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__", "dvc.lock")
         )
-        for name in ("dvc.yaml", ".dvcignore", "params.yaml", "withdrawn.txt"):
+        for name in ("dvc.yaml", ".dvcignore", "params.yaml", "protocol.yaml", "withdrawn.txt"):
             shutil.copy(ROOT / name, folder / name)
         (folder / ".dvc").mkdir()
         (folder / ".dvc/config").write_text(
@@ -79,7 +79,11 @@ class Project:
         params["methods"] = METHODS
         params["finetune"] |= {"seeds": [1, 2], "epochs": 1, "batch_size": 8}
         params["compute"]["threads"] = 1
-        params["evaluate"]["resamples"] = 100
+        params["evaluate"] |= {"resamples": 100, "subgroups": []}
+        params["remedies"] = {"histogram_matching": {"base": "linear_probe"}}
+        params["search"]["epochs"] = [1]
+        params["stress"] |= {"kinds": ["marker"], "severities": [5], "resamples": 100}
+        params["diagnose"]["permutations"] = 100
         project.params = params
         return project
 
