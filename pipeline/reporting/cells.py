@@ -1,24 +1,44 @@
 """How a cell of a table is shown: as text for figures, and as an element of the page that names its origin."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.reporting.study import GAP, SCRATCH, WORST, Family, Place, Row, Study, label
+from pipeline.reporting.study import (
+    GAP,
+    MINUS_NO_PIXELS,
+    MINUS_PLAIN,
+    NO_PIXELS,
+    SCRATCH,
+    Family,
+    Place,
+    Row,
+    Study,
+    label,
+)
 
 DASH = "–"
 MINUS = "−"
 
-_DECIMALS = {"brier": 3, "log_loss": 3, "ece": 3, "threshold": 3, "train_loss": 3, "id_val_loss": 3, "gap": 3}
-_SIGNED = {"auroc_minus_scratch", "difference", "gap"}
+_THREE_DECIMALS = ("brier", "log_loss", "ece", "threshold", "train_loss", "id_val_loss", "gap", "net_benefit", "mmd2",
+                   "home_mmd2")  # fmt: skip
+_SIGNED = {
+    "auroc_minus_scratch",
+    MINUS_NO_PIXELS,
+    MINUS_PLAIN,
+    "difference",
+    "difference_low",
+    "difference_high",
+    "gap",
+}
 _SHARES = {"share", "saving"}
-_NO_PEOPLE = {"num_parameters", "num_runs"}
+_NO_PEOPLE = {"num_parameters", "num_runs", "num_backbones", "num_families"}
 # A label budget is what the study sets, no count of who is in it: it is told however small.
 _BUDGETS = {"labelled_patients", "all_patients"}
-_SETTINGS = {"margin", "alpha"}  # as they were set, not rounded
+_SETTINGS = {"margin", "alpha", "strength"}  # as they were set, not rounded
 LEAST_P = 0.0001
 
 
@@ -54,6 +74,18 @@ def count(row: Row, column: str, min_cell: int) -> str:
     if value and is_small(row.get("num_patients"), min_cell):
         return "hidden"
     return f"{value:,}"
+
+
+def _levels_of_groups(study: Study) -> Iterator[Row]:
+    """Domains' and subgroups' patients in the shape of Table 1: finding, split, column and group."""
+    for finding in study.findings:
+        found = study.rows("metrics", finding=finding, metric="auroc")
+        counts = {(split, group): row["num_patients"] for (_, _, split, group, _), row in found}
+        for (split, group), number in counts.items():
+            of = Place(split, group, "", "").of
+            if group in ("source", "target") or (of and not group.startswith("worst_")):
+                told = {"site": finding, "split": split, "num_patients": number}
+                yield {**told, "variable": of or "total", "level": group}
 
 
 def suppressed(rows: Iterable[Row], min_cell: int) -> set[tuple[str, str, str, str]]:
@@ -102,9 +134,15 @@ def shown(row: Row, column: str, min_cell: int) -> str:
         return number(value, 3) if value >= LEAST_P else f"<{LEAST_P}"
     if isinstance(value, float):
         metric = row.get("metric", column)
-        signed = metric in _SIGNED or row.get("group") == GAP or (column.startswith("ci_") and "difference" in row)
-        return number(value, _DECIMALS.get(metric, 2), signed)
+        return number(value, 3 if metric.startswith(_THREE_DECIMALS) else 2, _is_signed(row, column, metric))
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _is_signed(row: Row, column: str, metric: str) -> bool:
+    if "hypothesis" in row and column in ("estimate", "ci_low", "ci_high"):
+        return bool(row["hypothesis"] != "label_shift_only")
+    of_difference = "difference" in row and "severity" not in row
+    return metric in _SIGNED or row.get("group") == GAP or (column.startswith("ci_") and of_difference)
 
 
 def interval(row: Row | None, min_cell: int, column: str = "value") -> str:
@@ -123,6 +161,7 @@ class Cells:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._suppressed = suppressed((row for _, row in study.rows("table_one")), study.min_cell)
+        self._small_groups = suppressed(_levels_of_groups(study), study.min_cell)
 
     def cell(self, table: str, key: tuple[Any, ...], column: str) -> Markup:
         """One cell. A null says why where the row has a note; a row that is not there says so."""
@@ -131,18 +170,28 @@ class Cells:
             return self._dash("", "not evaluated")
         text = shown(row, column, self._study.min_cell)
         origin = Markup('data-table="{}" data-key="{}" data-column="{}"').format(table, join_key(key), column)
-        if row[column] is None:
-            return self._dash(origin, row.get("note") or "no value")
         if self._is_hidden(table, key, row, column):
             text = "hidden"
+        elif row[column] is None:
+            return self._dash(origin, row.get("note") or "no value")
         if text == "hidden" or (_is_count(column) and text.startswith("<")):
-            why = "too few patients to be shown" if text.startswith("<") else "hidden: would give a small count away"
+            why = (
+                "too few patients to be shown"
+                if text.startswith("<")
+                else "hidden: would tell too much of few patients"
+            )
             return Markup('<data class="v small" value="" {} title="{}">{}</data>').format(origin, why, text)
         note = Markup(' title="{}"').format(row["note"]) if column == "value" and row.get("note") else ""
         raw = repr(row[column]) if isinstance(row[column], float) else str(row[column])
         return Markup('<data class="v" value="{}" {}{}>{}</data>').format(raw, origin, note, text)
 
     def _is_hidden(self, table: str, key: tuple[Any, ...], row: Row, column: str) -> bool:
+        if table == "metrics":
+            of = Place(row["split"], row["group"], "", "").of
+            few = bool(of) and is_small(row["num_patients"], self._study.min_cell)
+            return few or (_is_count(column) and (row["finding"], row["split"], of, row["group"]) in self._small_groups)
+        if row[column] is None:
+            return False
         if table == "table_one" and (_is_count(column) or column == "share"):
             return key in self._suppressed
         return table in ("table_one", "balance") and is_small(row["num_patients"], self._study.min_cell)
@@ -151,27 +200,52 @@ class Cells:
         """A value and, where there is one, its interval: in one line, or below (``stacked``)."""
         key = (family.run, finding, place.split, place.group, metric)
         row = self._study.row("metrics", key)
-        if row is None and family.base == SCRATCH and metric == "auroc_minus_scratch":
+        references = (
+            family.base == SCRATCH and metric == "auroc_minus_scratch",
+            family.backbone == NO_PIXELS and metric == MINUS_NO_PIXELS,
+            not self._study.remedy(family) and metric == MINUS_PLAIN,
+        )
+        if row is None and any(references):
             return self._dash("", "the reference itself")
         quoted = self.quoted("metrics", key, "value", stacked)
-        if not stacked or place != WORST or row is None or row["ci_low"] is None or not row["note"]:
+        worst = place.group.startswith("worst_")
+        if not stacked or not worst or row is None or row["ci_low"] is None or not row["note"]:
             return quoted
-        # Which hospital was the worst stands in the note.
+        # Which hospital or group was the worst stands in the note.
         return quoted + Markup('<span class="ci which">{}</span>').format(self.cell("metrics", key, "note"))
 
-    def quoted(self, table: str, key: tuple[Any, ...], column: str, stacked: bool = False) -> Markup:
+    def quoted(
+        self,
+        table: str,
+        key: tuple[Any, ...],
+        column: str,
+        stacked: bool = False,
+        limits: tuple[str, str] = ("ci_low", "ci_high"),
+    ) -> Markup:
         """A value and, where there is one, its interval: in one line, or below (``stacked``)."""
         row = self._study.row(table, key)
         value = self.cell(table, key, column)
-        if row is None or row[column] is None or row["ci_low"] is None or row["ci_high"] is None:
+        if row is None or row[column] is None or any(row[limit] is None for limit in limits):
             return value
-        low, high = self.cell(table, key, "ci_low"), self.cell(table, key, "ci_high")
+        if self._is_hidden(table, key, row, column):
+            return value
+        low, high = (self.cell(table, key, limit) for limit in limits)
         if stacked:
             return Markup('{} <span class="ci">{} to {}</span>').format(value, low, high)
         return Markup("{}&nbsp;({}&nbsp;to&nbsp;{})").format(value, low, high)
 
+    def tally(self, table: str, **where: str) -> Markup:
+        """How many rows have these values; the element says which, so that they can be counted again."""
+        count = sum(1 for _ in self._study.rows(table, **where))
+        wanted = join_key(f"{column}={value}" for column, value in where.items())
+        return Markup('<data class="v" value="{}" data-table="{}" data-where="{}">{}</data>').format(
+            count, table, wanted, f"{count:,}"
+        )
+
     def method(self, family: Family) -> Markup:
         """A family's method in words, and what departs from the plain case as it stands in the tables."""
+        if self._study.remedy(family):
+            return Markup('<span class="name">{}</span>').format(self._study.remedy(family))
         return Markup(", ").join([self.name(family.base), *([self.code(family.variant)] if family.variant else [])])
 
     def name(self, text: str) -> Markup:

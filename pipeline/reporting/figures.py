@@ -86,7 +86,7 @@ def to_png(draw: Callable[..., Figure], *args: Any) -> bytes:
     return buffer.getvalue()
 
 
-class _Sheet:
+class Sheet:
     """A figure laid out in inches from its top left corner, with a heading."""
 
     def __init__(self, width: float, height: float, title: str, subtitle: str, warning: str) -> None:
@@ -99,6 +99,7 @@ class _Sheet:
             self.text(0.12, 0.64, warning, size=9, weight="bold", color=ALARM, va="top")
 
     def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Text, in inches from the figure's top left corner."""
         self.figure.text(left / self.width, 1 - top / self.height, text, **style)
 
     def axes(self, left: float, top: float, width: float, height: float, **options: Any) -> Axes:
@@ -125,7 +126,7 @@ def forest(study: Study, finding: str, backbone: str) -> Figure:
         lines += [(place, None), *((place, family) for family in families)]
     gap = 0.5  # of a row, between places
     height = (len(lines) + gap * len(places)) * row_height
-    sheet = _Sheet(
+    sheet = Sheet(
         10.4,
         height + 1.15,
         f"AUROC per hospital: {label(finding)}, {backbone}",
@@ -155,7 +156,7 @@ def forest(study: Study, finding: str, backbone: str) -> Figure:
         back.text(0.2, y + 0.75, f"{place.title}{patients}", weight="bold", va="center")
         for offset, family in enumerate(families):
             at = y + 1.6 + offset
-            back.text(0.38, at, _short(family.label, 36), va="center", color=INK)
+            back.text(0.38, at, short(family.label, 36), va="center", color=INK)
             for metric, axes in panels.items():
                 row = study.metric(family, finding, place, metric)
                 colour, marker = look[family.base]
@@ -201,7 +202,7 @@ def verdicts(study: Study, finding: str, backbone: str, against: str) -> Figure:
     row_height, gap = 0.225, 0.5
     top = sum(1 + gap + len(families) for _ in places)
     height = top * row_height
-    sheet = _Sheet(
+    sheet = Sheet(
         10.4,
         height + 1.15,
         f"Does transfer help? {label(finding)}, {backbone}",
@@ -231,7 +232,7 @@ def verdicts(study: Study, finding: str, backbone: str, against: str) -> Figure:
         back.text(0.2, y + 0.75, f"{place.title}{patients}", weight="bold", va="center")
         for offset, family in enumerate(families):
             at, row = y + 1.6 + offset, rows.get((place, family))
-            back.text(0.38, at, _short(family.label, 36), va="center", color=INK)
+            back.text(0.38, at, short(family.label, 36), va="center", color=INK)
             _interval(panel, row, at, *look[family.base], column="difference")
             texts = dict.fromkeys(columns, cells.DASH)
             if row is not None:
@@ -324,7 +325,7 @@ def efficiency(study: Study, finding: str, backbone: str) -> Figure:
             few = " (shots)" if row["budget"] == "shots" else ""
             least = "at least " if row["bound"] == "at_least" else ""
             saving = cells.shown(row, "saving", study.min_cell)
-            sheet.text(left, top + 0.19 * number, f"{_short(family.label, 32)}{few}: {least}{saving}", size=8, va="top")
+            sheet.text(left, top + 0.19 * number, f"{short(family.label, 32)}{few}: {least}{saving}", size=8, va="top")
     return sheet.figure
 
 
@@ -350,7 +351,7 @@ _X_LABELS = {
 
 def _curves(
     study: Study, finding: str, backbone: str, column: str, title: str, subtitle: str, below: float
-) -> tuple[_Sheet, dict[Place, Axes]]:
+) -> tuple[Sheet, dict[Place, Axes]]:
     """AUROC over ``column`` on a logarithmic axis, a panel each for home and elsewhere; ``below``: inches left free."""
     places = [place for place in (HOME, ELSEWHERE) if study.points(finding, backbone, place)]
     curves = {place: study.points(finding, backbone, place) for place in places}
@@ -358,7 +359,7 @@ def _curves(
     per_row = 4
     legend_lines = -(-len(families) // per_row)
     width, height = 4.4, 2.9
-    sheet = _Sheet(
+    sheet = Sheet(
         10.4,
         height + 1.05 + 0.2 * legend_lines + below,
         f"{title}: {label(finding)}, {backbone}",
@@ -396,7 +397,7 @@ def _curves(
                 lw=1.3,
                 mec="white",
                 mew=0.7,
-                label=_short(family.label, 32),
+                label=short(family.label, 32),
             )[0]
         axes.set(xscale="log", xlabel=_X_LABELS[column])
         if every:
@@ -427,7 +428,7 @@ def reliability(study: Study, finding: str, backbone: str) -> Figure:
     seen = {row["group"] for _, row in study.rows("calibration", finding=finding)}
     groups = [group for group in pooled if group in seen] or sorted(seen)
     side, pitch = 3.7, 4.75
-    sheet = _Sheet(
+    sheet = Sheet(
         max(0.8 + pitch * len(groups), 6.0),
         side + 1.45,
         f"Calibration: {label(finding)}, {backbone}",
@@ -492,7 +493,7 @@ def training_curves(study: Study, backbone: str) -> Figure:
     names = sorted(panels, key=position)
     per_row, width, height = 3, 2.75, 1.75
     lines = max(1, -(-len(names) // per_row))
-    sheet = _Sheet(
+    sheet = Sheet(
         10.4,
         lines * (height + 0.85) + 0.45,
         f"Training: {backbone}",
@@ -508,10 +509,10 @@ def training_curves(study: Study, backbone: str) -> Figure:
         first = first or axes
         colour = look.get(method, ("#4d4d4d", "o"))[0]
         phases = {other for name, other in names if name == method}
-        axes.set_title(_short(label(method), 36), loc="left", fontsize=9, fontweight="bold")
+        axes.set_title(short(label(method), 36), loc="left", fontsize=9, fontweight="bold")
         if len(phases) > 1:
             corner: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
-            axes.text(0.99, 0.97, f"phase: {_short(label(phase), 24)}", color=MUTED, size=8, **corner)
+            axes.text(0.99, 0.97, f"phase: {short(label(phase), 24)}", color=MUTED, size=8, **corner)
         for rows in panels[method, phase].values():
             by_epoch = sorted(rows, key=lambda row: row["epoch"])
             epochs = [row["epoch"] for row in by_epoch]
@@ -549,7 +550,7 @@ def funnel(study: Study) -> Figure:
     tallest = [
         max(len(lines[site]) for site in sites[start : start + 2]) * row_height for start in range(0, len(sites), 2)
     ]
-    sheet = _Sheet(
+    sheet = Sheet(
         10.4,
         sum(tallest) + 0.6 * len(tallest) + 0.1,
         "From files to images and patients",
@@ -572,7 +573,7 @@ def funnel(study: Study) -> Figure:
             axes.text(
                 indent,
                 at + 0.5,
-                _short(words, 32),
+                short(words, 32),
                 va="center",
                 size=8.5 if kept else 8,
                 color=INK if kept else MUTED,
@@ -626,7 +627,7 @@ def histograms(study: Study) -> Figure:
     """Share of pixels by grey value, all sites in one panel: home in solid lines, elsewhere in dashes."""
     per_row = 4
     lines = -(-len(study.sites) // per_row)
-    sheet = _Sheet(
+    sheet = Sheet(
         10.4,
         3.85 + 0.2 * lines,
         "Grey values",
@@ -639,7 +640,7 @@ def histograms(study: Study) -> Figure:
         dashes = "-" if site in study.sources else ((0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1, 1, 1)))[number % 3]
         share = [100 * row["share"] or float("nan") for row in rows]  # no pixel of it: no point on such an axis
         colour = _SITE_COLOURS[number % len(_SITE_COLOURS)]
-        axes.plot([row["grey"] for row in rows], share, color=colour, ls=dashes, lw=1.9, label=_short(label(site), 24))
+        axes.plot([row["grey"] for row in rows], share, color=colour, ls=dashes, lw=1.9, label=short(label(site), 24))
     axes.set(xlabel="Grey (0 black, 1 white)", ylabel="Share of pixels per bin (%)", xlim=(0, 1), yscale="log")
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.grid()
@@ -651,7 +652,7 @@ def suspects(study: Study, images: Sequence[NDArray[np.uint8]]) -> Figure:
     """The images of ``study.suspects`` with their numbers, which are those of the table beside it."""
     per_row, side = 8, 1.27
     lines = -(-len(images) // per_row)
-    sheet = _Sheet(
+    sheet = Sheet(
         10.4,
         lines * (side + 0.3) + 0.1,
         "Images that a person should look at",
@@ -667,7 +668,8 @@ def suspects(study: Study, images: Sequence[NDArray[np.uint8]]) -> Figure:
     return sheet.figure
 
 
-def _short(text: str, limit: int) -> str:
+def short(text: str, limit: int) -> str:
+    """``text``, cut where it is longer than ``limit`` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -676,7 +678,7 @@ def contact_sheet(samples: Sequence[SiteSamples], finding: str, warning: str) ->
     half = max([1, *(max(len(site.positives), len(site.negatives)) for site in samples)])
     margin, gutter = 1.3, 0.3
     side = min(1.15, (10.3 - margin - gutter) / (2 * half))
-    sheet = _Sheet(
+    sheet = Sheet(
         10.4,
         0.35 + len(samples) * (side + 0.06) + 0.1,
         f"What the network sees: {label(finding)}",

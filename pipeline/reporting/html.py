@@ -11,19 +11,24 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.reporting import figures
+from pipeline.reporting import figures, shift_figures
 from pipeline.reporting.cells import Cells
 from pipeline.reporting.study import (
     BASELINES,
     DIFFERENCE,
     ELSEWHERE,
     HOME,
+    MINUS_NO_PIXELS,
+    MINUS_PLAIN,
     SCRATCH,
+    SUBGROUP_METRICS,
     WORST,
     Study,
     against_zero,
+    remedy_label,
     slug,
 )
+from pipeline.tables.diagnosis import HYPOTHESES, PROBE_KINDS
 from pipeline.tables.quality import OUTLIER_KINDS
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -61,6 +66,9 @@ def draw(
                 drawn[f"costs-{names}"] = figures.to_png(figures.costs, study, finding, backbone)
             drawn[f"forest-{names}"] = figures.to_png(figures.forest, study, finding, backbone)
             drawn[f"reliability-{names}"] = figures.to_png(figures.reliability, study, finding, backbone)
+    for name, draw_one in (("stress", shift_figures.stress), ("abstention", shift_figures.abstention)):
+        for finding, backbone in study.subjects(name):
+            drawn[f"{name}-{slug(finding, backbone)}"] = figures.to_png(draw_one, study, finding, backbone)
     return drawn
 
 
@@ -88,7 +96,13 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
             DIFFERENCE=DIFFERENCE,
             SCRATCH=SCRATCH,
             BASELINES=BASELINES,
+            MINUS_NO_PIXELS=MINUS_NO_PIXELS,
+            MINUS_PLAIN=MINUS_PLAIN,
+            SUBGROUP_METRICS=SUBGROUP_METRICS,
             KINDS=OUTLIER_KINDS,
+            HYPOTHESES=HYPOTHESES,
+            PROBE_KINDS=PROBE_KINDS,
+            remedy_label=remedy_label,
             style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         )
     )

@@ -8,12 +8,19 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pipeline.tables.adaptation import Remedies
+from pipeline.tables.baseline import BaselineColumns
+from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
 from pipeline.tables.contract import Table, make_table
+from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.images import Flow, Leakage
 from pipeline.tables.labels import LabelIssues
+from pipeline.tables.mismatch import Mismatch
+from pipeline.tables.protocol import Openings, Protocols
 from pipeline.tables.quality import OUTLIER_KINDS, Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
+from pipeline.tables.stress import StressCurves
 from pipeline.tables.training import Curves, Runs
 
 SCRATCH = "scratch"
@@ -41,6 +48,8 @@ SPLITS = {
 METRICS = {
     "auroc": "AUROC",
     "auroc_minus_scratch": "AUROC minus scratch",
+    "auroc_minus_no_pixels": "AUROC minus no pixels",
+    "auroc_minus_plain": "AUROC minus plain",
     "average_precision": "Average precision",
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
@@ -49,7 +58,13 @@ METRICS = {
     "calibration_intercept": "Calibration intercept",
     "ece": "ECE",
     "brier": "Brier score",
+    "brier_calibration": "Brier: calibration",
+    "brier_refinement": "Brier: refinement",
     "log_loss": "Log loss",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "net_benefit": "Net benefit",
+    "net_benefit_all": "Net benefit, all called positive",
 }
 STEPS = {
     "inventory": "Files found",
@@ -68,9 +83,38 @@ VARIABLES = {
     "pixel_spacing_mm": "Pixel spacing in mm",
     "imager_pixel_spacing_mm": "Imager pixel spacing in mm",
 }
+REMEDIES = {
+    "histogram_matching": "Histogram matching",
+    "adabn": "AdaBN",
+    "coral": "CORAL",
+    "dann": "DANN",
+    "group_dro": "GroupDRO",
+    "label_shift": "Label-shift correction",
+    "prevalence": "Prevalence recalibration",
+    "temperature": "Temperature scaling",
+}
+_WORDS = {
+    "h_score": "H-score",
+    "log_me": "LogME",
+    "leep": "LEEP",
+    "mahalanobis": "Mahalanobis distance",
+    "embedding_mmd": "MMD of embeddings",
+    "matched_embedding_mmd": "MMD of embeddings, prevalence matched",
+    "matched_score_mmd": "MMD of scores, prevalence matched",
+    "window": "contrast window",
+    "corners": "the corners",
+    "border": "the border",
+    "file": "how the file came about",
+    "acquisition": "acquisition fields",
+}
 _LAST_LEVELS = ("not annotated", "contradictory", "missing")
 MAX_SUSPECTS = 24
-CALIBRATION_METRICS = ("calibration_slope", "calibration_intercept", "ece", "brier", "log_loss")
+CALIBRATION_METRICS = (
+    "calibration_slope", "calibration_intercept", "ece", "brier", "brier_calibration", "brier_refinement", "log_loss",
+)  # fmt: skip
+SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity")
+NO_PIXELS = "no_pixels"
+MINUS_NO_PIXELS, MINUS_PLAIN = "auroc_minus_no_pixels", "auroc_minus_plain"
 GAP = "target_minus_source"
 
 CONTRACTS: dict[str, type[Table]] = {
@@ -93,12 +137,28 @@ CONTRACTS: dict[str, type[Table]] = {
     "issues": LabelIssues,
     "notes": Notes,
     "deidentification": Deidentification,
+    "baseline_columns": BaselineColumns,
+    "mismatch": Mismatch,
+    "scores": TransferScores,
+    "rank_correlations": RankCorrelations,
+    "rungs": SearchRungs,
+    "search_outcome": SearchOutcome,
+    "protocol": Protocols,
+    "openings": Openings,
+    "diagnoses": Diagnoses,
+    "probes": Probes,
+    "abstention": Abstention,
+    "stress": StressCurves,
+    "remedies": Remedies,
 }
+
+_TRAINING = re.compile(r"-seed\d")  # in the name of a single run
 
 Row = Mapping[str, Any]
 MetricKey = tuple[str, str, str, str, str]  # run, finding, split, group, metric
 
 _SPELLING = {"dicom": "DICOM", "sop": "SOP", "uid": "UID", "voi": "VOI", "id": "ID", "auroc": "AUROC"}
+_SPELLING |= {"ppv": "PPV", "npv": "NPV"}
 _NOT_IMAGENET = {
     "random": "random initialisation, not ImageNet",
     "file": "weights from another file, not ImageNet",
@@ -108,8 +168,15 @@ _NOT_IMAGENET = {
 
 def label(name: str) -> str:
     """A name from a table as words: ``not_dicom`` reads "not DICOM"; what is known has its own words."""
-    known = METHODS.get(name) or SPLITS.get(name) or METRICS.get(name) or VARIABLES.get(name)
-    return known or " ".join(_SPELLING.get(word, word) for word in name.replace("_", " ").split(" "))
+    known = METHODS.get(name) or SPLITS.get(name) or METRICS.get(name) or VARIABLES.get(name) or _WORDS.get(name)
+    # Names of metrics hold no dot: net_benefit_at_2_5_percent.
+    plain = re.sub(r"(\d)_(\d+_percent)$", r"\1.\2", name)
+    return known or " ".join(_SPELLING.get(word, word) for word in plain.replace("_", " ").split(" "))
+
+
+def remedy_label(name: str) -> str:
+    """A remedy in words; ``label`` would take some for a metric."""
+    return REMEDIES.get(name) or label(name)
 
 
 def slug(*parts: str) -> str:
@@ -149,13 +216,41 @@ class Place(NamedTuple):
     site: str  # "" for all hospitals of a side together
 
     @property
+    def of(self) -> str:
+        """The domain or subgroup whose level, or worst, it is (``sex+age_band``); "" for hospitals."""
+        if self.group.startswith("worst_"):
+            return self.group.removeprefix("worst_").removeprefix("site")
+        return "+".join(name for name, _ in _levels(self.group) if name != "site")
+
+    @property
     def title(self) -> str:
         """The place in words."""
         if self.site:
             return f"{self.where}: {label(self.site)}"
+        if self.of:
+            return f"{self.where}: {_level(self.group)}"
         return {"worst_site": "Elsewhere, worst hospital", GAP: "Elsewhere minus home"}.get(
             self.group, f"{self.where}, all hospitals"
         )
+
+
+def _levels(group: str) -> list[tuple[str, str]]:
+    """Columns and levels of ``sex=F+age_band=80+``; none where it is no such name."""
+    parts = [part.partition("=") for part in re.split(r"\+(?=\w+=)", group)]
+    return [(name, level) for name, found, level in parts if found]
+
+
+def _level(group: str) -> str:
+    if group.startswith("worst_"):
+        return group.replace("_", " ").replace("+", ", ")
+    return ", ".join(f"{name.replace('_', ' ')} {level}" for name, level in _levels(group))
+
+
+class Noted(NamedTuple):
+    """A note of a table: the first key that has it, and the rows that it concerns."""
+
+    key: tuple[Any, ...]
+    rows: tuple[Row, ...]
 
 
 class Remark(NamedTuple):
@@ -180,6 +275,30 @@ WORST = Place("ood_test", "worst_site", "Elsewhere", "")
 DIFFERENCE = Place("ood_test", GAP, "Elsewhere", "")
 
 
+_PARTS = {
+    "summary": "Summary",
+    "verdict": "Does transfer help",
+    "pixels": "What the images add",
+    "efficiency": "Labels and cost",
+    "choice": "Choosing a method",
+    "funnel": "From files to patients",
+    "samples": "Images",
+    "composition": "Who is in it",
+    "quality": "What they look like",
+    "hospitals": "Per hospital",
+    "subgroups": "Subgroups",
+    "mismatch": "Data mismatch",
+    "diagnosis": "Diagnosis of shift",
+    "stress": "Acquisition shift",
+    "remedies": "Remedies",
+    "calibration": "Calibration",
+    "training": "Training",
+    "leakage": "Leakage",
+    "provenance": "Provenance",
+    "reading": "How to read this",
+}
+
+
 @dataclass(frozen=True)
 class Study:
     """All that the page shows.
@@ -190,7 +309,7 @@ class Study:
         sources: home sites, in the order shown.
         targets: sites elsewhere, in the order shown.
         min_cell: counts from 1 to one below this are shown as "below".
-        frames: the tables, under the names of CONTRACTS.
+        frames: the tables, under the names of CONTRACTS; one that is not there is empty.
         params_yaml: all parameters, as YAML.
         versions: per package, its version.
         data_hashes: per table read, its SHA-256.
@@ -210,7 +329,7 @@ class Study:
     def _indices(self) -> dict[str, dict[tuple[Any, ...], Row]]:
         indices: dict[str, dict[tuple[Any, ...], Row]] = {}
         for name, contract in CONTRACTS.items():
-            frame = make_table(contract, self.frames[name])
+            frame = make_table(contract, self.frames.get(name, []))
             plain = frame.astype(object).where(frame.notna(), None)
             indices[name] = {tuple(row[part] for part in contract.key): row for row in plain.to_dict("records")}
         return indices
@@ -277,11 +396,42 @@ class Study:
         return sorted({row["finding"] for _, row in self.rows("metrics")})
 
     @cached_property
-    def families(self) -> list[Family]:
+    def _pooled(self) -> list[Family]:
         """What was evaluated over all seeds: each run but single trainings, which have AUROC alone."""
         single = set(self._indices["runs"])
         names = {run for (run, *_), row in self.rows("metrics") if (run,) not in single or row["metric"] != "auroc"}
-        return _in_order(names)
+        return in_order({name for name in names if not _TRAINING.search(name)})
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """Networks and methods over all seeds, without what no image was shown to and without remedies."""
+        return [f for f in self._pooled if f.backbone != NO_PIXELS and f not in self._remedy_of]
+
+    @cached_property
+    def without_pixels(self) -> list[Family]:
+        """The baselines that see no image."""
+        return [family for family in self._pooled if family.backbone == NO_PIXELS]
+
+    @cached_property
+    def _remedy_of(self) -> dict[Family, str]:
+        """The adapted families, and the remedy of each."""
+        runs = {run.partition("-adapt_")[2] for run, *_ in self._indices["metrics"]}
+        known = {row["remedy"] for _, row in self.rows("remedies")} | runs - {""}
+        parts = {family: family.variant.replace("adapt_", "").split("-") for family in self._pooled}
+        return {family: name for family, own in parts.items() for name in own if name in known}
+
+    def adapted(self, backbone: str) -> dict[str, list[Family]]:
+        """By method, a backbone's adapted families; each method's own, unadapted, first."""
+        found: dict[str, list[Family]] = {}
+        for family in self._remedy_of:
+            if family.backbone == backbone:
+                plain = self.family(f"{backbone}-{family.base}")
+                found.setdefault(family.base, [plain] if plain in self.families else []).append(family)
+        return found
+
+    def remedy(self, family: Family) -> str:
+        """The remedy of an adapted family in words, "" for others."""
+        return remedy_label(self._remedy_of[family]) if family in self._remedy_of else ""
 
     @cached_property
     def backbones(self) -> list[str]:
@@ -311,9 +461,9 @@ class Study:
         """The methods from random weights that a backbone's families were compared with."""
         return [against for against in BASELINES if self.judged(finding, backbone, against)]
 
-    def verdict_places(self, finding: str) -> list[Place]:
+    def verdict_places(self, finding: str, table: str = "verdicts") -> list[Place]:
         """Home first; a side's only hospital is the side."""
-        seen = {(row["split"], row["group"]) for _, row in self.rows("verdicts", finding=finding)}
+        seen = {(row["split"], row["group"]) for _, row in self.rows(table, finding=finding)}
         ordered: list[Place] = []
         for pooled, sites in ((HOME, self.sources), (ELSEWHERE, self.targets)):
             own = [Place(pooled.split, f"site={site}", pooled.where, site) for site in sites]
@@ -350,7 +500,7 @@ class Study:
             found.setdefault(row["curve"], []).append(row)
         return {
             family: sorted(found[family.run], key=lambda row: (row["labelled_patients"] or 0.0, row["run"]))
-            for family in _in_order(found)
+            for family in in_order(found)
         }
 
     def savings(self, finding: str, backbone: str) -> list[tuple[tuple[Any, ...], Row, Place]]:
@@ -398,12 +548,96 @@ class Study:
         """The places of all findings, each once."""
         return list(dict.fromkeys(place for finding in self.findings for place in self.table_places(finding)))
 
-    def metrics_of(self, finding: str, calibration: bool) -> list[str]:
-        """The columns of one of the two tables of metrics; unknown metrics stand last in the first."""
+    def metrics_of(self, finding: str, kind: str) -> list[str]:
+        """The columns of a table of metrics: "main", "calibration" or "use"; unknown metrics stand last in "main"."""
         pooled = {family.run for family in self.families}
         seen = {m for (run, _, _, _, m), _ in self.rows("metrics", finding=finding) if run in pooled}
+        seen -= {MINUS_NO_PIXELS, MINUS_PLAIN}
         ordered = [m for m in METRICS if m in seen] + sorted(seen - set(METRICS))
-        return [metric for metric in ordered if (metric in CALIBRATION_METRICS) == calibration]
+        return [metric for metric in ordered if _kind(metric) == kind]
+
+    def groups(self, finding: str) -> list[Place]:
+        """The levels of domains and subgroups, home first, the worst of a column behind its levels."""
+        groups = {(split, group) for (_, _, split, group, _), _ in self.rows("metrics", finding=finding)}
+        sides = ((HOME.split, HOME.where), (ELSEWHERE.split, ELSEWHERE.where))
+        found = [Place(split, group, where, "") for split, where in sides for own, group in groups if own == split]
+        order = [side for side, _ in sides]
+        return sorted(
+            (place for place in found if place.of),
+            key=lambda place: (order.index(place.split), place.of, place.group.startswith("worst_"), place.group),
+        )
+
+    def notes(self, table: str, column: str = "note", **wanted: Any) -> list[Noted]:
+        """The different texts in ``column`` of a table's rows with the wanted values."""
+        found: dict[str, tuple[Any, list[Row]]] = {}
+        for key, row in self.rows(table, **wanted):
+            if row[column]:
+                found.setdefault(row[column], (key, []))[1].append(row)
+        return [Noted(key, tuple(rows)) for key, rows in found.values()]
+
+    def distinct(self, table: str, column: str, **wanted: Any) -> list[Any]:
+        """The different values of a column in rows with the wanted values, in the order of the key."""
+        return list(dict.fromkeys(row[column] for _, row in self.rows(table, **wanted)))
+
+    def subjects(self, table: str) -> list[tuple[str, str]]:
+        """The findings and backbones that a table is about."""
+        found = {
+            (row["finding"], row.get("backbone") or self.family(row["run"]).backbone) for _, row in self.rows(table)
+        }
+        return sorted(found)
+
+    def families_in(self, table: str, backbone: str) -> list[Family]:
+        """A backbone's families that a table has rows of, in the order of the methods."""
+        runs = {row["run"] for _, row in self.rows(table)}
+        return [family for family in in_order(runs) if family.backbone == backbone and family not in self._remedy_of]
+
+    @staticmethod
+    def place(split: str, group: str) -> Place:
+        """The place of that split and group."""
+        where = (HOME if split == HOME.split else ELSEWHERE).where
+        return Place(split, group, where, group.removeprefix("site=") if group.startswith("site=") else "")
+
+    def defined(self, table: str, column: str, **wanted: Any) -> bool:
+        """Whether a column has any value in rows with the wanted values."""
+        return any(row[column] is not None for _, row in self.rows(table, **wanted))
+
+    def metrics_in(self, finding: str, places: Collection[Place], metrics: Collection[str]) -> list[str]:
+        """Those of ``metrics`` that were evaluated at any of the places."""
+        at = {(place.split, place.group) for place in places}
+        seen = {row["metric"] for _, row in self.rows("metrics", finding=finding) if (row["split"], row["group"]) in at}
+        return [metric for metric in metrics if metric in seen]
+
+    def strongest(self, finding: str, backbone: str) -> dict[str, int]:
+        """Each kind of simulated shift with its highest severity."""
+        found: dict[str, int] = {}
+        for family in self.families_in("stress", backbone):
+            for _, row in self.rows("stress", finding=finding, run=family.run):
+                found[row["kind"]] = max(row["severity"], found.get(row["kind"], 0))
+        return found
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """The page's sections in order, with their names in its table of contents; some have nothing to show."""
+        has = {name: any(True for _ in self.rows(name)) for name in CONTRACTS}
+        there = {
+            "pixels": bool(self.without_pixels) or has["baseline_columns"],
+            "choice": has["scores"] or has["rungs"] or has["search_outcome"],
+            "subgroups": bool(self.backbones) and any(self.groups(finding) for finding in self.findings),
+            "mismatch": any(self.families_in("mismatch", backbone) for backbone in self.backbones),
+            "diagnosis": has["diagnoses"] or has["probes"] or has["abstention"],
+            "stress": has["stress"],
+            "remedies": bool(self._remedy_of) or has["remedies"],
+        }
+        return {name: words for name, words in _PARTS.items() if there.get(name, True)}
+
+    def methods_in(self, table: str, **wanted: Any) -> list[str]:
+        """The methods in rows with the wanted values, in their order."""
+        return [family.method for family in in_order({f"-{name}" for name in self.distinct(table, "method", **wanted)})]
+
+    def sites_in(self, table: str, **wanted: Any) -> list[str]:
+        """The hospitals that a table has rows of, home first."""
+        seen = {row["site"] for _, row in self.rows(table, **wanted)}
+        return [site for site in self.sites if site in seen]
 
     def texts(self, column: str, places: Collection[Place], **wanted: Collection[str]) -> list[Text]:
         """The different texts in ``column`` of metrics rows at ``places`` with wanted values; what they concern."""
@@ -436,7 +670,13 @@ class Study:
         return "; ".join(told)
 
 
-def _in_order(runs: Collection[str]) -> list[Family]:
+def _kind(metric: str) -> str:
+    if metric in CALIBRATION_METRICS:
+        return "calibration"
+    return "use" if metric.startswith(("ppv", "npv", "net_benefit")) else "main"
+
+
+def in_order(runs: Collection[str]) -> list[Family]:
     """Families by name: by backbone, the known methods in the order of ``METHODS``, then others."""
     order = list(METHODS)
     found = [Study.family(name) for name in sorted(runs)]

@@ -1,6 +1,11 @@
-"""Render all tables as one self-contained HTML page with its figures; nothing is computed here."""
+"""Render all tables as one self-contained HTML page with its figures; nothing is computed here.
+
+Stages that a study leaves out have no section: their options may be left out, or name folders that are not there.
+"""
 
 import hashlib
+from argparse import Namespace
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -15,12 +20,19 @@ from pipeline.reporting import html
 from pipeline.reporting.figures import SiteSamples
 from pipeline.reporting.study import Study, slug
 from pipeline.splits import SplitParams
+from pipeline.tables.adaptation import Remedies
+from pipeline.tables.baseline import BaselineColumns
+from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
 from pipeline.tables.contract import Table, make_table, read_table
+from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.images import Flow, Images, Leakage, Splits
 from pipeline.tables.labels import LabelIssues, Labels
+from pipeline.tables.mismatch import Mismatch
+from pipeline.tables.protocol import Openings, Protocols
 from pipeline.tables.quality import Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
+from pipeline.tables.stress import StressCurves
 from pipeline.tables.training import Curves, Runs
 
 # Where each table of the page lies: name on the page, contract, folder (an option of the command), file.
@@ -41,6 +53,24 @@ _TABLES: tuple[tuple[str, type[Table], str], ...] = (
     ("overfitting", Overfitting, "evaluate"),
     ("runs", Runs, "predict"),
     ("curves", Curves, "predict"),
+)
+# The same of stages that a study may leave out; file beside name.
+_OPTIONAL: tuple[tuple[str, type[Table], str, str], ...] = (
+    ("baseline_columns", BaselineColumns, "baseline", "columns"),
+    ("scores", TransferScores, "choice", "scores"),
+    ("rungs", SearchRungs, "search", "rungs"),
+    ("diagnoses", Diagnoses, "diagnose", "diagnoses"),
+    ("probes", Probes, "diagnose", "probes"),
+    ("abstention", Abstention, "diagnose", "abstention"),
+    ("stress", StressCurves, "stress", "curves"),
+)
+# What evaluate writes where it was given more than predictions.
+_IF_EVALUATED: tuple[tuple[str, type[Table]], ...] = (
+    ("mismatch", Mismatch),
+    ("rank_correlations", RankCorrelations),
+    ("search_outcome", SearchOutcome),
+    ("protocol", Protocols),
+    ("openings", Openings),
 )
 
 
@@ -80,6 +110,18 @@ def choose(index: pd.DataFrame, labels: pd.DataFrame, splits: pd.DataFrame, per_
     }
 
 
+def optional_paths(args: Namespace) -> Iterator[tuple[str, type[Table], str, Path]]:
+    """Name on the page, contract, name for the hash and path of each table of the stages that the study has."""
+    for name, contract, folder, file in _OPTIONAL:
+        parent: Path | None = getattr(args, folder)
+        if parent is not None and parent.is_dir():
+            yield name, contract, f"{folder}: {file}", parent / f"{file}.parquet"
+    for name, contract in _IF_EVALUATED:
+        path = args.evaluate / f"{name}.parquet"
+        if path.is_file():
+            yield name, contract, f"evaluate: {name}", path
+
+
 def canonical_yaml(tree: object) -> str:
     """Parameters as YAML without comments: what DVC compares, so that an edited comment leaves nothing stale."""
     yaml = YAML()
@@ -101,6 +143,9 @@ def main() -> None:
         labels="the folder of all sites' labels",
         out="folder for index.html and figures/",
     )
+    for name in ("baseline", "choice", "search", "diagnose", "stress"):
+        arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of {name}")
+    arguments.add_argument("--adapt", type=Path, metavar="PATH", help="the folder of all remedies")
     args = arguments.parse_args()
     params = load_params(ReportParams, "report", args.params)
     sides = load_params(SplitParams, "split", args.params)
@@ -116,6 +161,12 @@ def main() -> None:
         name: read(contract, f"{folder}: {name}", getattr(args, folder) / f"{name}.parquet")
         for name, contract, folder in _TABLES
     }
+    frames |= {name: read(contract, words, path) for name, contract, words, path in optional_paths(args)}
+    if args.adapt is not None and args.adapt.is_dir():
+        jobs = [f"{backbone}-{remedy}" for backbone in tree.get("backbones", {}) for remedy in tree.get("remedies", {})]
+        parts = [read(Remedies, f"{job}: remedies", args.adapt / job / "remedies.parquet") for job in jobs]
+        if parts:
+            frames["remedies"] = make_table(Remedies, pd.concat(parts, ignore_index=True))
     splits = read(Splits, "split: splits", args.split / "splits.parquet")
     findings = sorted(frames["metrics"]["finding"].unique())
     samples: dict[str, list[SiteSamples]] = {finding: [] for finding in findings} if params.images else {}

@@ -8,12 +8,19 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.tables.adaptation import Remedies
+from pipeline.tables.baseline import BaselineColumns
+from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
 from pipeline.tables.contract import Table
+from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.images import Flow, Leakage
 from pipeline.tables.labels import LabelIssues
+from pipeline.tables.mismatch import Mismatch
+from pipeline.tables.protocol import Openings, Protocols
 from pipeline.tables.quality import Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
+from pipeline.tables.stress import StressCurves
 from pipeline.tables.training import Curves, Runs
 
 CONTRACTS: dict[str, type[Table]] = {
@@ -36,8 +43,23 @@ CONTRACTS: dict[str, type[Table]] = {
     "issues": LabelIssues,
     "notes": Notes,
     "deidentification": Deidentification,
+    "baseline_columns": BaselineColumns,
+    "mismatch": Mismatch,
+    "scores": TransferScores,
+    "rank_correlations": RankCorrelations,
+    "rungs": SearchRungs,
+    "search_outcome": SearchOutcome,
+    "protocol": Protocols,
+    "openings": Openings,
+    "diagnoses": Diagnoses,
+    "probes": Probes,
+    "abstention": Abstention,
+    "stress": StressCurves,
+    "remedies": Remedies,
 }
-NO_PEOPLE = ("num_parameters", "num_runs")
+NO_PEOPLE = ("num_parameters", "num_runs", "num_backbones", "num_families")
+NO_PEOPLE += ("rung", "epochs", "rank", "entry", "opening", "sample_size")
+SUBGROUP = re.compile(r"(?!site=)[a-z_]+=|worst_(?!site$)")
 WHOLE = ("labelled_patients", "all_patients")
 METHOD_WORDS = {"l2-sp"}  # a name that is spelled otherwise than in the tables
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -99,11 +121,16 @@ def read(html: str) -> Page:
 def untraced(page: Page, frames: Mapping[str, pd.DataFrame]) -> list[str]:
     """Texts with a numeral that neither a data element, nor verbatim text, nor a known name accounts for."""
     columns = ("run", "site", "finding", "backbone", "method", "split", "reason", "stage", "metric", "level", "phase")
+    columns += ("group", "kind", "cue")
     known: set[str] = set()
     for frame in frames.values():
         for column in set(columns) & set(frame.columns):
             known |= {str(value) for value in frame[column].dropna()}
     known |= {part for run in known for part in run.split("-")}
+    known |= {re.sub(r"_percent$", " percent", re.sub(r"(\d)_(\d)", r"\1.\2", text)) for text in known}
+    for group in [text for text in known if SUBGROUP.match(text)]:  # a column's name in words, a level as it stands
+        together = re.sub(r"(^|\+)([a-z_]+)=", lambda part: f"{part[1]}{part[2].replace('_', ' ')} ", group)
+        known.add(re.sub(r"\+(?=[a-z ]+ )", ", ", together))
     spelled = {text.replace("_", " ").lower() for text in known} | known | METHOD_WORDS
 
     def accounted(text: str, classes: set[str]) -> bool:
@@ -123,6 +150,13 @@ def misquoted(page: Page, frames: Mapping[str, pd.DataFrame], min_cell: int) -> 
     }
     wrong = []
     for attributes, text in page.data:
+        if "data-where" in attributes:
+            wanted = [part.partition("=")[::2] for part in _split(attributes["data-where"])]
+            found = rows[attributes["data-table"]].values()
+            number = sum(all(row[column] == value for column, value in wanted) for row in found)
+            if not attributes["value"] == text.replace(",", "") == str(number):
+                wrong.append(f"{attributes['data-table']} {wanted}: {text!r}, but there are {number}")
+            continue
         key = _split(attributes["data-key"])
         row = rows[attributes["data-table"]].get(key)
         what = f"{attributes['data-table']} {key} {attributes['data-column']}: {text!r}"
@@ -133,6 +167,9 @@ def misquoted(page: Page, frames: Mapping[str, pd.DataFrame], min_cell: int) -> 
         ):
             if (text, attributes["value"]) != ("hidden", "") and text != "–":
                 wrong.append(f"{what}: of {row['num_patients']} patients, and not hidden")
+        elif attributes["data-table"] == "metrics" and SUBGROUP.match(row["group"]) and row["num_patients"] < min_cell:
+            if (text, attributes["value"]) != ("hidden", ""):
+                wrong.append(f"{what}: a group of {row['num_patients']} patients, and not hidden")
         elif not _quotes(row[attributes["data-column"]], attributes, text, min_cell):
             wrong.append(f"{what}: the table has {row[attributes['data-column']]!r}")
     return wrong

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reporting import fabricated
 from reporting.page_checker import misquoted, read, untraced
 
-from pipeline.reporting import cells, figures, html
+from pipeline.reporting import cells, figures, html, shift_figures
 from pipeline.reporting.study import Study, against_zero, slug
 from pipeline.tables.contract import make_table
 from pipeline.tables.evaluation import Efficiency, Metrics, Verdicts
@@ -27,12 +27,19 @@ from pipeline.tables.quality import Outliers
 SECTIONS = [
     "summary",
     "verdict",
+    "pixels",
     "efficiency",
+    "choice",
     "funnel",
     "samples",
     "composition",
     "quality",
     "hospitals",
+    "subgroups",
+    "mismatch",
+    "diagnosis",
+    "stress",
+    "remedies",
     "calibration",
     "training",
     "leakage",
@@ -124,7 +131,7 @@ class TestPage:
         # Another order of sets and dicts' hashes; one figure of each kind, the page with all.
         code = """import hashlib, pickle, sys
 from reporting import fabricated
-from pipeline.reporting import figures, html
+from pipeline.reporting import figures, html, shift_figures
 study, of = fabricated.study(), (fabricated.FINDING, "resnet18")
 pictures = pickle.load(sys.stdin.buffer)
 samples = fabricated.samples()[fabricated.FINDING]
@@ -134,13 +141,13 @@ drawn = [
     figures.to_png(figures.contact_sheet, samples, fabricated.FINDING, ""),
     figures.to_png(figures.histograms, study), figures.to_png(figures.suspects, study, fabricated.suspects()),
     figures.to_png(figures.verdicts, study, *of, "scratch"), figures.to_png(figures.efficiency, study, *of),
-    figures.to_png(figures.costs, study, *of),
+    figures.to_png(figures.costs, study, *of), figures.to_png(shift_figures.stress, study, *of),
     html.page(study, pictures).encode(),
 ]
 print(*(hashlib.sha256(made).hexdigest() for made in drawn))"""
         names = ["funnel", "forest-pneumonia-resnet18", "reliability-pneumonia-resnet18", "curves-resnet18"]
         names += ["samples-pneumonia", "histograms", "suspects", "verdict-pneumonia-resnet18-scratch"]
-        names += ["labels-pneumonia-resnet18", "costs-pneumonia-resnet18"]
+        names += ["labels-pneumonia-resnet18", "costs-pneumonia-resnet18", "stress-pneumonia-resnet18"]
         here = [*(pictures[name] for name in names), page.encode()]
         path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
         done = subprocess.run(
@@ -412,11 +419,10 @@ class TestGaps:
 class TestSmallCells:
     def test_no_small_count_is_told(self, page: str):
         parsed = read(page)
-        told = [
-            (a, text) for a, text in parsed.data if a["data-column"].startswith("num_") or a["data-column"] == "count"
-        ]
+        columns = [(a.get("data-column", ""), a, text) for a, text in parsed.data]  # a tally counts rows, not people
+        told = [(a, text) for column, a, text in columns if column.startswith("num_") or column == "count"]
         assert "<11" in {text for _, text in told}
-        others = ("num_parameters", "num_runs")
+        others = ("num_parameters", "num_runs", "num_backbones", "num_families")
         counts = [int(a["value"]) for a, _ in told if a["value"] and a["data-column"] not in others]
         assert not [count for count in counts if 0 < count < 11]
 
@@ -506,13 +512,13 @@ class TestInitialisation:
     def test_random_is_said_everywhere(self, monkeypatch: pytest.MonkeyPatch):
         study = fabricated.study(frames={"runs": fabricated.initialised("random")}, notice="Simulated images")
         written: list[str] = []
-        keep = figures._Sheet.text
+        keep = figures.Sheet.text
 
         def text(sheet: object, left: float, top: float, words: str, **style: object) -> None:
             written.append(words)
             keep(sheet, left, top, words, **style)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(figures._Sheet, "text", text)
+        monkeypatch.setattr(figures.Sheet, "text", text)
         monkeypatch.setattr(figures, "to_png", lambda draw, *args: draw(*args) and PIXEL)
         drawn = html.draw(study, fabricated.samples(), fabricated.suspects())
         assert written.count(NOT_IMAGENET) == len(drawn)
@@ -557,6 +563,8 @@ class TestFigures:
                 figures.verdicts(study, fabricated.FINDING, "resnet18", "scratch_converged"),
                 figures.efficiency(study, fabricated.FINDING, "resnet18"),
                 figures.costs(study, fabricated.FINDING, "resnet18"),
+                shift_figures.stress(study, fabricated.FINDING, "resnet18"),
+                shift_figures.abstention(study, fabricated.FINDING, "resnet18"),
             ):
                 canvas = FigureCanvasAgg(figure)
                 canvas.draw()

@@ -1,3 +1,4 @@
+import re
 import struct
 import sys
 from pathlib import Path
@@ -5,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from reporting import fabricated
-from reporting.page_checker import read, untraced
+from reporting import fabricated, fabricated_shift
+from reporting.page_checker import misquoted, read, untraced
 
 from pipeline.imaging.store import PlaneFormat, write_store
 from pipeline.params import ParamsError
 from pipeline.reporting import figures
 from pipeline.stages import report
-from pipeline.tables.contract import write_table
+from pipeline.tables.adaptation import Remedies
+from pipeline.tables.contract import TableError, write_table
 from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.images import Images, Splits
 from pipeline.tables.labels import LabelIssues, Labels
@@ -27,6 +29,8 @@ report:
   title: A study of nobody
   notice: Simulated images
   images: IMAGES
+backbones: {mobilenet_v2: {}, resnet18: {}}
+remedies: {coral: {}, prevalence: {}, temperature: {}}
 versions:
   torch: 2.15.0
 """
@@ -63,10 +67,31 @@ def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool) -> str:
+@pytest.fixture
+def whole_folder(study_folder: Path) -> Path:
+    """With the tables of the stages that a study may leave out."""
+    frames = fabricated.study().frames
+    for name, contract, folder, file in report._OPTIONAL:
+        write_table(contract, frames[name], study_folder / folder / f"{file}.parquet")
+    for name, contract in report._IF_EVALUATED:
+        write_table(contract, frames[name], study_folder / "evaluate" / f"{name}.parquet")
+    remedies = frames["remedies"]
+    for backbone in fabricated.BACKBONES:
+        for remedy in fabricated_shift.REMEDIES:
+            own = remedies[(remedies["remedy"] == remedy) & remedies["run"].str.startswith(f"{backbone}-")]
+            write_table(Remedies, own, study_folder / "adapt" / f"{backbone}-{remedy}" / "remedies.parquet")
+    write_table(Remedies, [], study_folder / "adapt" / "resnet18-removed" / "remedies.parquet")
+    return study_folder
+
+
+SHIFT = ("baseline", "choice", "search", "diagnose", "stress", "adapt")
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool, more: tuple[str, ...] = ()) -> str:
     (folder / "params.yaml").write_text(PARAMS.replace("IMAGES", str(images).lower()), encoding="utf-8")
     options = {name: folder / name for name in ("ingest", "split", "quality", "evaluate")}
     options |= {name: folder / name for name in ("predict", "images", "labels")}
+    options |= {name: folder / name for name in more}
     options |= {"out": folder / "out", "params": folder / "params.yaml"}
     monkeypatch.setattr(sys, "argv", ["report", *(str(part) for k, v in options.items() for part in (f"--{k}", v))])
     report.main()
@@ -91,6 +116,31 @@ def test_writes_page_and_figures(
         assert (study_folder / "out" / "figures" / f"sheet-{site}.png").read_bytes() == PIXEL + site.encode()
     assert "north2" in page
     assert "Images are not shown" not in page
+
+
+def test_shows_what_other_stages_left(whole_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    page = run(whole_folder, monkeypatch, images=False, more=SHIFT)
+    parsed = read(page)
+    found = [attributes["id"] for tag, attributes in parsed.elements if tag == "section"]
+    assert found == list(fabricated.study().parts)
+    assert misquoted(parsed, fabricated.study().frames | {"issues": pd.DataFrame()}, 11) == []
+    names = {path.stem for path in (whole_folder / "out" / "figures").iterdir()}
+    assert {"stress-pneumonia-resnet18", "abstention-pneumonia-resnet18"} <= names
+    hashed = re.findall(r'<dt class="verbatim">([^<]*)</dt>', page)
+    assert {"stress: curves", "evaluate: protocol", "resnet18-coral: remedies"} <= set(hashed)
+    assert "resnet18-removed: remedies" not in hashed
+
+
+def test_stages_that_are_not_there_have_no_section(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    left_out = run(study_folder, monkeypatch, images=False)
+    assert run(study_folder, monkeypatch, images=False, more=SHIFT) == left_out
+    assert 'id="stress"' not in left_out
+
+
+def test_a_stage_without_its_table_is_an_error(whole_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (whole_folder / "diagnose" / "probes.parquet").unlink()
+    with pytest.raises(TableError, match="Probes"):
+        run(whole_folder, monkeypatch, images=False, more=SHIFT)
 
 
 def test_images_can_stay_out(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
