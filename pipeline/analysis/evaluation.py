@@ -7,10 +7,17 @@ runs of a draw are averaged first and the draws are the repetitions: runs of one
 images, so that counting each as one would promise too much. Single runs get their AUROC as a bare value.
 
 **Where.** ``source`` and ``site=NAME`` on id_test (``source`` on id_val too); ``target``, ``site=NAME``,
-``worst_site`` and ``target_minus_source`` (ood_test less id_test, run by run) on ood_test.
+``worst_site`` and ``target_minus_source`` (ood_test less id_test, run by run) on ood_test. On both test splits also
+what ``domains`` and ``subgroups`` name, all hospitals of the side together: ``manufacturer=ge``,
+``worst_manufacturer``, ``sex=F+age_band=40-59``; subgroups with ``SUBGROUP_METRICS`` alone.
 
-**Against scratch.** A family is paired with its *twins*, the same backbone and setting trained from random weights
-(``BASELINES``): by as much training, and until convergence. ``pipeline.analysis.verdict`` judges the differences.
+**Against whom.** A family is paired with its *twins*: the same backbone and setting trained from random weights
+(``BASELINES``: by as much training, and until convergence), the baseline without pixels, and, where it is adapted, the
+same without adaptation. An adapted run named after a plain one (``RUN-adapt_NAME``) is taken less that run, so that its
+luck of the seed does not count. ``pipeline.analysis.verdict`` judges the differences from scratch and from plain.
+
+**Checked.** ``auroc_delong`` on the pooled groups is the mean AUROC over the runs with the interval of the clustered
+DeLong method (``metrics.delong``): the patients' part alone. Its note has the same from the bootstrap.
 
 **Operating points** are fixed per run on the source's id_val and carried over; no other label is looked at
 before they stand. The intervals of sensitivity and specificity take the threshold as given.
@@ -28,6 +35,7 @@ from pydantic import Field
 from scipy.special import expit
 
 from pipeline.analysis.aggregate import Aggregation
+from pipeline.analysis.subgroups import MISSING, of_images
 from pipeline.errors import PipelineError
 from pipeline.metrics.binary import (
     METRICS,
@@ -36,10 +44,14 @@ from pipeline.metrics.binary import (
     Metric,
     Needs,
     Scale,
+    auroc,
     equal_mass_bins,
+    metrics_at,
     threshold_at_specificity,
 )
+from pipeline.metrics.delong import clustered_delong, delong_interval
 from pipeline.metrics.intervals import (
+    WITHOUT_CHANCE,
     CountArray,
     Estimate,
     Interval,
@@ -47,11 +59,13 @@ from pipeline.metrics.intervals import (
     difference,
     extreme,
     interval,
+    limits_of_extreme,
     over_seeds,
     patient_counts,
     patient_weights,
     standard_error,
 )
+from pipeline.metrics.resampled import resampled_auroc
 from pipeline.params import Fraction, Seed, StrictParams
 from pipeline.tables.contract import make_table
 from pipeline.tables.evaluation import Calibration, Metrics, Thresholds
@@ -63,6 +77,12 @@ COMPARED_METRIC = "auroc"
 
 # Methods that start from random weights: what the others are compared with. Metrics has the difference from the first.
 BASELINES = ("scratch", "scratch_converged")
+PLAIN = "plain"
+NO_PIXELS = "no_pixels"  # the backbone of the baseline that sees no image, one run without chance (stages/baseline.py)
+POOLED = (("id_test", "source"), ("ood_test", "target"))
+# In the class that limits a metric, for a subgroup to be called the worst: of small ones chance makes one the worst.
+LEAST_PATIENTS = 10
+SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity", "calibration_intercept")
 
 
 class PredictionsError(PipelineError, ValueError):
@@ -73,6 +93,8 @@ class EvaluateParams(StrictParams):
     """How predictions are evaluated.
 
     ``unit``: what counts as one case; of a study's images the predictions are brought together as ``aggregate`` says.
+    ``prevalences``: for predictive values, beside that of id_val. ``threshold_probabilities``: for the net benefit,
+    beside the operating point. ``domains``, ``subgroups``: recorded columns, several joined by "+" (``subgroups``).
     """
 
     seed: Seed
@@ -83,6 +105,10 @@ class EvaluateParams(StrictParams):
     reliability_bins: Annotated[int, Field(ge=1, le=1000)] = 10
     unit: Literal["image", "study"] = "image"
     aggregate: Aggregation = "mean"
+    prevalences: list[Fraction] = Field(default_factory=list)
+    threshold_probabilities: list[Fraction] = Field(default_factory=list)
+    domains: list[str] = Field(default_factory=list)
+    subgroups: list[str] = Field(default_factory=list)
 
 
 class Setting(NamedTuple):
@@ -109,10 +135,17 @@ class Family:
     setting: Setting
     draws: Mapping[str, int]  # run -> draw of the label subset
 
+    @property
+    def without_chance(self) -> bool:
+        """Whether another run of the same training would be the same model."""
+        return self.backbone == NO_PIXELS
+
 
 @dataclass(frozen=True)
 class Comparison:
     """A family's AUROC less its twin's, at one place: what a verdict is made of.
+
+    ``twin`` is the same from scratch or, of an adapted family, the same without adaptation.
 
     ``num_runs`` are the repetitions (seeds, or draws) of the side that has fewer; ``num_patients`` those tested.
     """
@@ -132,12 +165,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Three tables, each keeping its contract in ``pipeline.tables``, and the comparisons with scratch."""
+    """Three tables, each keeping its contract in ``pipeline.tables``, and what verdicts are made of.
+
+    ``comparisons`` are with scratch, ``remedies`` of adapted families with the same unadapted.
+    """
 
     metrics: pd.DataFrame
     calibration: pd.DataFrame
     thresholds: pd.DataFrame
     comparisons: tuple[Comparison, ...]
+    remedies: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True)
@@ -145,7 +182,7 @@ class Block:
     """One finding on one split: the same n images for each of r runs.
 
     labels (n,) float64, NaN where not annotated; patients (n,) rows of the resample counts; sites (n,); logits
-    (r, n) float64.
+    (r, n) float64; groups (n,) by the name of a domain or subgroup.
     """
 
     split: str
@@ -154,17 +191,21 @@ class Block:
     patients: IntArray
     sites: NDArray[np.object_]
     logits: FloatArray
+    groups: Mapping[str, NDArray[np.object_]]
 
 
 @dataclass(frozen=True)
 class Group:
     """The annotated images of a block that belong to a group, and each run's metrics on them.
 
-    values[metric] is (r,) float64, draws[metric] (r, resamples).
+    ``of`` is the domain or subgroup whose level it is, "" for hospitals. values[metric] is (r,) float64, draws[metric]
+    (r, resamples).
     """
 
     split: str
     name: str
+    of: str
+    metrics: Mapping[str, Metric]
     runs: tuple[str, ...]
     labels: IntArray
     patients: IntArray
@@ -191,18 +232,22 @@ def evaluate(
     params: EvaluateParams,
     source_sites: Sequence[str],
     target_sites: Sequence[str],
+    groups_of: pd.DataFrame | None = None,
 ) -> Evaluation:
     """All metrics of all runs and families.
 
     Args:
-        predictions: as ``tables.predictions.Predictions``; a null label is not annotated.
-        params: resamples, seed, bins and wanted specificity.
+        predictions: as ``tables.predictions.Predictions``; a null label is not annotated. Rows of target_adapt are no
+            test and left out.
+        params: resamples, seed, bins, wanted specificity, domains and subgroups.
         source_sites: the hospitals trained on.
         target_sites: the others.
+        groups_of: as ``subgroups.group_names`` makes it, of all domains and subgroups of ``params``.
 
     Raises:
         PredictionsError: the predictions contradict themselves or the sites; says which constraint and how often.
     """
+    predictions = predictions[(predictions["split"] != "target_adapt").to_numpy(bool)]
     _check(predictions, source_sites, target_sites)
     families = name_families(predictions)
     patient_codes, patients = pd.factorize(predictions["patient_id"], sort=True)
@@ -214,20 +259,28 @@ def evaluate(
     calibration: list[Row] = []
     thresholds: list[Row] = []
     comparisons: list[Comparison] = []
+    remedies: list[Comparison] = []
     for finding, rows in plain.groupby("finding", sort=True):
-        blocks = {str(split): _block(str(split), part) for split, part in rows.groupby("split", sort=True)}
+        blocks = {str(split): _block(str(split), part, groups_of) for split, part in rows.groupby("split", sort=True)}
         # Before any other split's labels are read.
         points = _operating_points(blocks.get("id_val"), sorted(set(rows["run"])), params)
+        prevalence = _prevalence(blocks.get("id_val"))
         groups = [
-            _scored(group, points, counts, params)
+            _scored(group, points, prevalence, counts, params)
             for block in blocks.values()
-            for group in _groups(block, source_sites, target_sites)
+            for group in _groups(block, source_sites, target_sites, params)
         ]
         for family in families:
             _check_complete(family, blocks.values())
-        cells = {family.name: _cells(family, groups, target_sites, points) for family in families}
-        made = [*_family_rows(families, cells, params), *_single_run_rows(families, groups)]
-        comparisons += _comparisons(str(finding), families, cells, params)
+        cells = {family.name: _cells(family, groups, points, prevalence, params.confidence) for family in families}
+        made = [
+            *_family_rows(families, cells, params),
+            *_delong_rows(families, groups, cells, params.confidence),
+            *_single_run_rows(families, groups),
+        ]
+        compared = list(_comparisons(str(finding), families, cells, params))
+        comparisons += [pair for pair in compared if pair.twin.method in BASELINES]
+        remedies += [pair for pair in compared if pair.twin.method not in BASELINES]
         metrics += [{"finding": finding, **row} for row in made]
         calibration += [{"finding": finding, **row} for row in _calibration_rows(families, groups, params)]
         thresholds += [{"finding": finding, "run": run, **point} for run, point in points.items()]
@@ -236,6 +289,7 @@ def evaluate(
         make_table(Calibration, calibration),
         make_table(Thresholds, thresholds),
         tuple(comparisons),
+        tuple(remedies),
     )
 
 
@@ -309,7 +363,7 @@ def _check(predictions: pd.DataFrame, source_sites: Sequence[str], target_sites:
         raise PredictionsError(f"predictions: a patient must be in one split only; {number} are in several")
 
 
-def _block(split: str, rows: pd.DataFrame) -> Block:
+def _block(split: str, rows: pd.DataFrame, groups_of: pd.DataFrame | None) -> Block:
     run_codes, runs = pd.factorize(rows["run"], sort=True)
     image_codes, images = pd.factorize(rows["image_id"], sort=True)
     shape = (len(runs), len(images))
@@ -339,6 +393,7 @@ def _block(split: str, rows: pd.DataFrame) -> Block:
         per_image("patient", np.int64),
         per_image("site", object),
         rows["logit"].to_numpy(dtype=np.float64)[order].reshape(shape),
+        {} if groups_of is None else of_images(groups_of, images),
     )
 
 
@@ -351,23 +406,37 @@ def _check_complete(family: Family, blocks: Iterable[Block]) -> None:
             )
 
 
-def _groups(block: Block, source_sites: Sequence[str], target_sites: Sequence[str]) -> Iterator[Group]:
+def _groups(
+    block: Block, source_sites: Sequence[str], target_sites: Sequence[str], params: EvaluateParams
+) -> Iterator[Group]:
+    metrics = metrics_at(params.prevalences, params.threshold_probabilities)
     sites = target_sites if block.split == "ood_test" else source_sites
-    members = {"target" if block.split == "ood_test" else "source": sorted(sites)}
-    if block.split != "id_val":
-        members |= {f"site={site}": [site] for site in sorted(sites)}
-    for name, chosen in members.items():
-        inside = np.isin(block.sites, chosen)
+
+    def group(name: str, of: str, inside: NDArray[np.bool_], metrics: Mapping[str, Metric]) -> Group:
         annotated = inside & np.isfinite(block.labels)
-        yield Group(
+        return Group(
             block.split,
             name,
+            of,
+            metrics,
             block.runs,
             block.labels[annotated].astype(np.int8),
             block.patients[annotated],
             block.logits[:, annotated],
             int(inside.sum() - annotated.sum()),
         )
+
+    everywhere = np.isin(block.sites, sorted(sites))
+    yield group("target" if block.split == "ood_test" else "source", "", everywhere, metrics)
+    if block.split == "id_val":
+        return
+    for site in sorted(sites):
+        yield group(f"site={site}", "", block.sites == site, metrics)
+    few = {name: METRICS[name] for name in SUBGROUP_METRICS}
+    for of in (*params.domains, *params.subgroups):
+        levels = block.groups[of]
+        for level in sorted(set(levels)):
+            yield group(level, of, levels == level, metrics if of in params.domains else few)
 
 
 # --- metrics per run, on the images and on their resamples ---------------------------------------------------
@@ -393,9 +462,20 @@ def _operating_points(block: Block | None, runs: Sequence[str], params: Evaluate
     return points
 
 
-def _scored(group: Group, points: Mapping[str, Row], counts: CountArray, params: EvaluateParams) -> Group:
+def _prevalence(block: Block | None) -> float:
+    """Share of positive images on id_val; NaN where it is unknown or leaves no odds."""
+    known = block.labels[np.isfinite(block.labels)] if block is not None else np.empty(0)
+    return float(known.mean()) if 0 < known.sum() < len(known) else float("nan")
+
+
+def _scored(
+    group: Group, points: Mapping[str, Row], prevalence: float, counts: CountArray, params: EvaluateParams
+) -> Group:
     """``group`` with its values and draws; each chunk of weights is laid out once for all runs and metrics."""
-    settings = [{"threshold": points[run]["threshold"], "ece_bins": params.ece_bins} for run in group.runs]
+    settings = [
+        {"threshold": points[run]["threshold"], "prevalence": prevalence, "ece_bins": params.ece_bins}
+        for run in group.runs
+    ]
 
     def all_runs(metric: Metric, weights: FloatArray) -> FloatArray:
         return np.stack(
@@ -403,32 +483,53 @@ def _scored(group: Group, points: Mapping[str, Row], counts: CountArray, params:
         )
 
     once = np.ones((1, len(group.labels)))
-    for name, metric in METRICS.items():
+    for name, metric in group.metrics.items():
         group.values[name] = all_runs(metric, once)[:, 0]
         group.draws[name] = np.full((len(group.runs), counts.shape[1]), np.nan)
+    drawn = [
+        (name, metric)
+        for name, metric in group.metrics.items()
+        if metric.has_interval and np.isfinite(group.values[name]).any()
+    ]
     for chunk, weights in patient_weights(counts, group.patients):
-        for name, metric in METRICS.items():
-            if metric.has_interval and np.isfinite(group.values[name]).any():
+        for name, metric in drawn:
+            if metric.function is not auroc:
                 group.draws[name][:, chunk] = all_runs(metric, weights)
+    for name, metric in drawn:
+        if metric.function is auroc:
+            for draws, logits in zip(group.draws[name], group.logits, strict=True):
+                draws[:] = resampled_auroc(group.labels, logits, counts, group.patients)
     return group
 
 
-def _estimate(family: Family, group: Group, name: str) -> Estimate:
-    return _over_runs(family, group, group.values[name], group.draws[name], group.num_patients[METRICS[name].needs])
+PerRun = Mapping[str, tuple[float, FloatArray]]  # a metric of each run and on the resamples
 
 
-def _over_runs(family: Family, group: Group, values: FloatArray, draws: FloatArray, patients: int) -> Estimate:
+def _per_run(family: Family, group: Group, name: str) -> PerRun:
+    return {
+        run: (group.values[name][index], group.draws[name][index])
+        for index, run in enumerate(group.runs)
+        if run in family.draws
+    }
+
+
+def _repetitions(family: Family, runs: Iterable[str]) -> list[list[str]]:
+    """The runs of which each is one, or each draw, where there are several, with all its seeds."""
+    by_draw: dict[int, list[str]] = {}
+    for run in runs:
+        by_draw.setdefault(family.draws[run], []).append(run)
+    return list(by_draw.values()) if len(by_draw) > 1 else [[run] for own in by_draw.values() for run in own]
+
+
+def _over_runs(family: Family, per_run: PerRun, patients: int) -> Estimate:
     """Over seeds; or, with several draws of the label subset, over draws, each the mean of its seeds."""
-    members = [run for run in group.runs if run in family.draws]
-    by_draw: dict[int, list[int]] = {}
-    for run in members:
-        by_draw.setdefault(family.draws[run], []).append(group.runs.index(run))
-    repetitions = list(by_draw.values()) if len(by_draw) > 1 else [[group.runs.index(run)] for run in members]
-    return over_seeds(
-        np.array([values[index].mean() for index in repetitions]),
-        np.stack([draws[index].mean(axis=0) for index in repetitions]),
+    repetitions = _repetitions(family, per_run)
+    made = over_seeds(
+        np.array([np.mean([per_run[run][0] for run in runs]) for runs in repetitions]),
+        np.stack([np.mean([per_run[run][1] for run in runs], axis=0) for runs in repetitions]),
         patients,
     )
+    return replace(made, seeds=(WITHOUT_CHANCE,)) if family.without_chance else made
 
 
 # --- rows ----------------------------------------------------------------------------------------------------
@@ -436,12 +537,21 @@ def _over_runs(family: Family, group: Group, values: FloatArray, draws: FloatArr
 
 @dataclass(frozen=True)
 class _Cell:
-    """A metric's estimate on a group with what its row says of the images."""
+    """A metric's estimate on a group with what its row says of the images.
+
+    ``per_run`` is what the estimate was made of, empty for the worst of several groups; that has its ``limits``.
+    ``difference``: of the metric, between families or places.
+    """
 
     estimate: Estimate
+    metric: Metric
     num_images: int
     num_patients: int
     note: str = ""
+    of: str = ""
+    per_run: PerRun = field(default_factory=dict)
+    limits: Interval | None = None
+    difference: bool = False
 
 
 _Cells = Mapping[tuple[str, str, str], _Cell]  # by split, group and metric
@@ -450,12 +560,11 @@ _Cells = Mapping[tuple[str, str, str], _Cell]  # by split, group and metric
 def _family_rows(families: Sequence[Family], cells: Mapping[str, _Cells], params: EvaluateParams) -> Iterator[Row]:
     for family in families:
         for (split, group, name), cell in cells[family.name].items():
-            metric = METRICS[name]
-            scale: Scale = "identity" if group == "target_minus_source" else metric.scale
-            exact = metric.exact_at_border and group != "target_minus_source"
-            yield _row(family, split, group, name, cell, params, scale, exact, metric.has_interval)
-        for _, split, group, cell in _paired(family, families, cells, BASELINES[0]):
-            yield _row(family, split, group, f"{COMPARED_METRIC}_minus_{BASELINES[0]}", cell, params, "identity")
+            yield _row(family, split, group, name, cell, params)
+        for against, twin in _twins(family, families):
+            if against != BASELINES[1]:
+                for split, group, cell in _paired(family, twin, cells, against):
+                    yield _row(family, split, group, f"{COMPARED_METRIC}_minus_{against}", cell, params)
 
 
 def _comparisons(
@@ -464,8 +573,10 @@ def _comparisons(
     for family in families:
         if family.method in BASELINES:
             continue
-        for baseline in BASELINES:
-            for twin, split, group, cell in _paired(family, families, cells, baseline):
+        for against, twin in _twins(family, families):
+            if against == NO_PIXELS:
+                continue
+            for split, group, cell in _paired(family, twin, cells, against):
                 yield Comparison(
                     finding,
                     family,
@@ -481,103 +592,129 @@ def _comparisons(
                 )
 
 
+def _twins(family: Family, families: Sequence[Family]) -> Iterator[tuple[str, Family]]:
+    """The families that it is compared with: baseline, ``NO_PIXELS`` or PLAIN, and the family."""
+    plain = family.setting._replace(adaptation="")
+    for other in families:
+        if other == family:
+            continue
+        if other.without_chance:
+            if not family.without_chance and other.setting.protocol == family.setting.protocol:
+                yield NO_PIXELS, other
+        elif other.backbone == family.backbone:
+            if other.method in BASELINES and other.setting == family.setting:
+                yield other.method, other
+            if other.method == family.method and family.setting.adaptation and other.setting == plain:
+                yield PLAIN, other
+
+
 def _paired(
-    family: Family, families: Sequence[Family], cells: Mapping[str, _Cells], baseline: str
-) -> Iterator[tuple[Family, str, str, _Cell]]:
-    """The family's twin by another method, split, group and the difference, wherever both have a value or a note."""
-    twin = _twin(family, families, baseline)
-    if twin is None:
-        return
+    family: Family, twin: Family, cells: Mapping[str, _Cells], against: str
+) -> Iterator[tuple[str, str, _Cell]]:
+    """Split, group and the difference from a twin, at all places where both have a value or a note."""
+    # An adapted run is its plain run's own child.
+    parents = {run: run.removesuffix(f"-adapt_{family.setting.adaptation}") for run in family.draws}
     for (split, group, name), cell in cells[family.name].items():
         other = cells[twin.name].get((split, group, name))
-        if name == COMPARED_METRIC and other is not None:
-            note = _joined(cell.note, f"{twin.method}: {other.note}" if other.note not in ("", cell.note) else "")
-            both = difference(cell.estimate, other.estimate)
-            yield twin, split, group, _Cell(both, cell.num_images, cell.num_patients, note)
+        if name != COMPARED_METRIC or other is None or cell.of:
+            continue
+        label = twin.method if against in BASELINES else against
+        note = _joined(cell.note, f"{label}: {other.note}" if other.note not in ("", cell.note) else "")
+        both = difference(cell.estimate, other.estimate)
+        if against == PLAIN and cell.per_run and set(parents.values()) <= set(other.per_run):
+            run_by_run = _less(cell.per_run, {run: other.per_run[parent] for run, parent in parents.items()})
+            both = _over_runs(family, run_by_run, both.patients)
+        yield split, group, replace(cell, estimate=both, note=note, limits=None, difference=True)
 
 
-def _twin(family: Family, families: Sequence[Family], baseline: str) -> Family | None:
-    if family.method == baseline:
-        return None
-    for other in families:
-        if (other.backbone, other.method, other.setting) == (family.backbone, baseline, family.setting):
-            return other
-    return None
+def _less(one: PerRun, other: PerRun) -> PerRun:
+    return {run: (value - other[run][0], draws - other[run][1]) for run, (value, draws) in one.items()}
 
 
 def _cells(
-    family: Family, groups: Sequence[Group], target_sites: Sequence[str], points: Mapping[str, Row]
+    family: Family,
+    groups: Sequence[Group],
+    points: Mapping[str, Row],
+    prevalence: float,
+    confidence: float,
 ) -> dict[tuple[str, str, str], _Cell]:
     """(split, group, metric) to cell, for the groups of the splits that the family has predictions of."""
     own = {(group.split, group.name): group for group in groups if set(family.draws) <= set(group.runs)}
     cells = {}
     for (split, group_name), group in own.items():
-        for name in METRICS:
-            note = _joined(_undefined(family, group, name, points), _unlabelled(group.num_unlabelled))
-            number = group.num_patients["any"]
-            cells[split, group_name, name] = _Cell(_estimate(family, group, name), len(group.labels), number, note)
-    for name, metric in METRICS.items():
-        at_sites = {
-            site: cells["ood_test", f"site={site}", name]
-            for site in sorted(target_sites)
-            if ("ood_test", f"site={site}", name) in cells
-        }
-        if at_sites and metric.higher_is_better is not None:
-            cells["ood_test", "worst_site", name] = _worst(at_sites, metric.higher_is_better)
+        for name, metric in group.metrics.items():
+            note = _joined(_undefined(family, group, name, points, prevalence), _unlabelled(group.num_unlabelled))
+            per_run = _per_run(family, group, name)
+            estimate = _over_runs(family, per_run, group.num_patients[metric.needs])
+            cells[split, group_name, name] = _Cell(
+                estimate, metric, len(group.labels), group.num_patients["any"], note, group.of, per_run
+            )
+    for (split, of), members in _ranked(own.values()).items():
+        for name, metric in members[0].metrics.items():
+            if metric.higher_is_better is not None:
+                at = {group.name: cells[split, group.name, name] for group in members}
+                cells[split, f"worst_{of}", name] = _worst(at, metric, metric.higher_is_better, confidence)
     if ("ood_test", "target") in own and ("id_test", "source") in own:
-        target, source = own["ood_test", "target"], own["id_test", "source"]
-        for name in METRICS:
+        for name in own["ood_test", "target"].metrics:
             cells["ood_test", "target_minus_source", name] = _gap(
-                family, target, source, name, cells["ood_test", "target", name], cells["id_test", "source", name]
+                family, cells["ood_test", "target", name], cells["id_test", "source", name]
             )
     return cells
 
 
-def _worst(at_sites: Mapping[str, _Cell], higher_is_better: bool) -> _Cell:
-    defined = {site: cell for site, cell in at_sites.items() if np.isfinite(cell.estimate.value)}
+def _ranked(groups: Iterable[Group]) -> dict[tuple[str, str], list[Group]]:
+    """Split and what the groups are levels of, to those of which the worst is told: the targets' sites; subgroups."""
+    ranked: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        if group.of and MISSING not in group.name:
+            ranked.setdefault((group.split, group.of), []).append(group)
+        elif group.split == "ood_test" and group.name.startswith("site="):
+            ranked.setdefault((group.split, "site"), []).append(group)
+    return ranked
+
+
+def _worst(at: Mapping[str, _Cell], metric: Metric, higher_is_better: bool, confidence: float) -> _Cell:
+    first = next(iter(at.values()))
+    few = [group for group, cell in at.items() if cell.of and cell.estimate.patients < LEAST_PATIENTS]
+    defined = {group: cell for group, cell in at.items() if np.isfinite(cell.estimate.value) and group not in few}
     if not defined:
-        first = next(iter(at_sites.values()))
-        total = sum(cell.num_images for cell in at_sites.values())
-        return _Cell(
-            first.estimate, total, sum(cell.num_patients for cell in at_sites.values()), "undefined at all sites"
-        )
-    index, estimate = extreme([cell.estimate for cell in defined.values()], lowest=higher_is_better)
-    site = list(defined)[index]
-    without = f"undefined at {', '.join(sorted(set(at_sites) - set(defined)))}" if len(defined) < len(at_sites) else ""
-    chosen = defined[site]
-    return _Cell(estimate, chosen.num_images, chosen.num_patients, _joined(f"site {site}", without))
+        total, patients = (sum(cell.num_images for cell in at.values()), sum(cell.num_patients for cell in at.values()))
+        note = f"under {LEAST_PATIENTS} patients of a class in every group" if few else "undefined at all sites"
+        nothing = replace(first.estimate, value=float("nan"))
+        return replace(first, estimate=nothing, num_images=total, num_patients=patients, note=note, per_run={})
+    estimates = [cell.estimate for cell in defined.values()]
+    index, estimate = extreme(estimates, lowest=higher_is_better)
+    limits = (
+        limits_of_extreme(estimates, higher_is_better, metric.scale, confidence, metric.exact_at_border)
+        if metric.has_interval
+        else None
+    )
+    left_out = ", ".join(group.removeprefix("site=") for group in sorted(set(at) - set(defined) - set(few)))
+    too_few = f"under {LEAST_PATIENTS} patients of a class: {', '.join(sorted(few))}" if few else ""
+    chosen = list(defined)[index]
+    note = _joined(chosen.replace("site=", "site "), f"undefined at {left_out}" if left_out else "", too_few)
+    return replace(defined[chosen], estimate=estimate, note=note, per_run={}, limits=limits)
 
 
-def _gap(family: Family, target: Group, source: Group, name: str, on_target: _Cell, on_source: _Cell) -> _Cell:
+def _gap(family: Family, on_target: _Cell, on_source: _Cell) -> _Cell:
     """Target less source, run by run: a run's luck of the seed is in both and counts only as far as it differs."""
-    runs = [run for run in target.runs if run in family.draws]
-    at, of = [target.runs.index(run) for run in runs], [source.runs.index(run) for run in runs]
-    values, draws = np.full(len(target.runs), np.nan), np.full_like(target.draws[name], np.nan)
-    values[at] = target.values[name][at] - source.values[name][of]
-    draws[at] = target.draws[name][at] - source.draws[name][of]
+    per_run = _less(on_target.per_run, on_source.per_run)
     patients = min(on_target.estimate.patients, on_source.estimate.patients)
     note = _joined(
         f"target: {on_target.note}" if on_target.note else "", f"source: {on_source.note}" if on_source.note else ""
     )
     return _Cell(
-        _over_runs(family, target, values, draws, patients),
+        _over_runs(family, per_run, patients),
+        on_target.metric,
         on_target.num_images + on_source.num_images,
         on_target.num_patients + on_source.num_patients,
         note,
+        per_run=per_run,
+        difference=True,
     )
 
 
-def _row(
-    family: Family,
-    split: str,
-    group: str,
-    name: str,
-    cell: _Cell,
-    params: EvaluateParams,
-    scale: Scale,
-    exact: bool = False,
-    has_interval: bool = True,
-) -> Row:
+def _row(family: Family, split: str, group: str, name: str, cell: _Cell, params: EvaluateParams) -> Row:
     row: Row = {
         "run": family.name,
         "split": split,
@@ -589,9 +726,12 @@ def _row(
         "interval": "",
         "note": cell.note,
     }
-    if has_interval:
-        made = interval(cell.estimate, scale, params.confidence, exact)
-        if scale == "identity" and (name not in METRICS or METRICS[name].scale == "logit"):
+    metric = cell.metric
+    if metric.has_interval:
+        scale: Scale = "identity" if cell.difference else metric.scale
+        exact = metric.exact_at_border and not cell.difference
+        made = cell.limits or interval(cell.estimate, scale, params.confidence, exact)
+        if cell.difference and metric.scale == "logit":
             made = _within_one(made)
         row |= {
             "ci_low": made.low,
@@ -608,11 +748,47 @@ def _within_one(made: Interval) -> Interval:
     return replace(made, low=low, high=high)
 
 
+def _delong_rows(
+    families: Sequence[Family], groups: Sequence[Group], cells: Mapping[str, _Cells], confidence: float
+) -> Iterator[Row]:
+    for group in groups:
+        if (group.split, group.name) not in POOLED or not len(group.labels):
+            continue
+        areas = clustered_delong(group.labels, group.logits, group.patients)
+        for family in families:
+            cell = cells[family.name].get((group.split, group.name, "auroc"))
+            if cell is None:
+                continue
+            repetitions = _repetitions(family, cell.per_run)
+            share = {run: 1 / (len(repetitions) * len(runs)) for runs in repetitions for run in runs}
+            weights = np.array([share.get(run, 0.0) for run in group.runs])
+            value, low, high = delong_interval(areas, weights, METRICS["auroc"].scale, confidence)
+            made = interval(replace(cell.estimate, seeds=(WITHOUT_CHANCE,)), METRICS["auroc"].scale, confidence)
+            beside = (
+                f"bootstrap of patients only: {made.low:.4f} to {made.high:.4f}" if np.isfinite(made.low) else made.note
+            )
+            yield {
+                "run": family.name,
+                "split": group.split,
+                "group": group.name,
+                "metric": "auroc_delong",
+                "value": value,
+                "ci_low": low,
+                "ci_high": high,
+                "num_images": cell.num_images,
+                "num_patients": cell.num_patients,
+                "interval": f"{confidence * 100:g} %, logit scale, t; clustered DeLong, patients only"
+                if low < high
+                else "",
+                "note": _joined(cell.note, beside),
+            }
+
+
 def _single_run_rows(families: Sequence[Family], groups: Sequence[Group]) -> Iterator[Row]:
     names = {family.name for family in families}
     for group in groups:
         for index, run in enumerate(group.runs):
-            if run not in names:
+            if run not in names and not group.of:
                 yield {
                     "run": run,
                     "split": group.split,
@@ -629,7 +805,7 @@ def _single_run_rows(families: Sequence[Family], groups: Sequence[Group]) -> Ite
 def _calibration_rows(families: Sequence[Family], groups: Sequence[Group], params: EvaluateParams) -> Iterator[Row]:
     """Reliability per family and group of the test splits; ``num_images`` counts an image once per run pooled."""
     for group in groups:
-        if group.split == "id_val" or not len(group.labels):
+        if group.split == "id_val" or group.of or not len(group.labels):
             continue
         for family in families:
             own = [index for index, run in enumerate(group.runs) if run in family.draws]
@@ -649,17 +825,20 @@ def _calibration_rows(families: Sequence[Family], groups: Sequence[Group], param
                 }
 
 
-def _undefined(family: Family, group: Group, name: str, points: Mapping[str, Row]) -> str:
+def _undefined(family: Family, group: Group, name: str, points: Mapping[str, Row], prevalence: float) -> str:
     """Why the family's value is null, "" where it is not."""
     runs = [run for run in group.runs if run in family.draws]
     bad = [run for run in runs if not np.isfinite(group.values[name][group.runs.index(run)])]
     if not bad:
         return ""
-    if reason := _one_class(group, METRICS[name].needs):
+    metric = group.metrics[name]
+    if reason := _one_class(group, metric.needs):
         return reason
-    if METRICS[name].needs_threshold and any(not np.isfinite(points[run]["threshold"]) for run in bad):
+    if metric.needs_threshold and any(not np.isfinite(points[run]["threshold"]) for run in bad):
         return "no threshold: no annotated negatives on id_val"
-    return f"no finite estimate for {len(bad)} of {len(runs)} runs: the scores separate the classes or do not vary"
+    if metric.needs_prevalence and not np.isfinite(prevalence):
+        return "no prevalence: id_val has not both classes"
+    return f"no finite estimate for {len(bad)} of {len(runs)} runs: {metric.undefined}"
 
 
 def _one_class(group: Group, needs: Needs) -> str:

@@ -6,15 +6,18 @@ the same as a repeated row. NaN where a row leaves the metric undefined (no posi
 estimate): never 0, never the last iterate. Probabilities are the logistic function of the logits; ranks are
 taken on the logits, which still differ where probabilities have saturated.
 
-``METRICS`` lists them. A new metric is one function and one row.
+``METRICS`` lists them, ``metrics_at`` those at stated prevalences and threshold probabilities too. A new metric is one
+function and one row.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit
 
 FloatArray = NDArray[np.float64]
@@ -63,6 +66,26 @@ def brier(labels: IntArray, logits: FloatArray, weights: FloatArray) -> FloatArr
     return _mean((expit(logits) - labels) ** 2, weights)
 
 
+def brier_calibration(labels: IntArray, logits: FloatArray, weights: FloatArray) -> FloatArray:
+    """What monotone recalibration would take off the Brier score: ``brier`` less ``brier_refinement``, at least 0.
+
+    The miscalibration of the CORP decomposition (Dimitriadis, Gneiting & Jordan 2021, PNAS 118:e2016191118), without
+    bins. The recalibration is fitted to the images that it is judged on: few images overfit, and a calibrated model
+    is above 0 too. No interval: at the floor of 0, and with images repeated, the bootstrap is not valid.
+    """
+    return np.maximum(brier(labels, logits, weights) - brier_refinement(labels, logits, weights), 0.0)
+
+
+def brier_refinement(labels: IntArray, logits: FloatArray, weights: FloatArray) -> FloatArray:
+    """Brier score of the best monotone recalibration on these images (isotonic regression of the label on the score).
+
+    In CORP's words uncertainty less discrimination: y(1 - y) for a score that tells nothing, y the mean label, and 0
+    for one that separates the classes. With ``brier_calibration`` it sums to ``brier``.
+    """
+    _, group = np.unique(logits, return_inverse=True)
+    return np.array([_refinement_of_row(labels, group, row) for row in weights], dtype=np.float64)
+
+
 def log_loss(labels: IntArray, logits: FloatArray, weights: FloatArray) -> FloatArray:
     """Mean negative log likelihood in nats, from the logits: finite where a probability has rounded to 0 or 1."""
     return _mean(np.logaddexp(0.0, logits) - labels * logits, weights)
@@ -81,6 +104,48 @@ def sensitivity_at(labels: IntArray, logits: FloatArray, weights: FloatArray, th
 def specificity_at(labels: IntArray, logits: FloatArray, weights: FloatArray, threshold: float) -> FloatArray:
     """Share of the negative images whose probability is below ``threshold``; NaN if that is NaN."""
     return _mean(1.0 - _called(logits, threshold)[labels == 0], weights[:, labels == 0])
+
+
+def predictive_value_positive(
+    labels: IntArray, logits: FloatArray, weights: FloatArray, threshold: float, prevalence: float
+) -> FloatArray:
+    """Share of the diseased among those called positive, were ``prevalence`` of all diseased (Bayes' theorem).
+
+    Of sensitivity and specificity here, so that it does not hang on how many diseased this sample happens to hold
+    (Mercaldo, Lau & Zhou 2007, Stat Med 26:2170, with the logit scale). NaN where none is called positive, and at a
+    prevalence of 0, 1 or NaN.
+    """
+    diseased = prevalence * sensitivity_at(labels, logits, weights, threshold)
+    healthy = (1.0 - prevalence) * (1.0 - specificity_at(labels, logits, weights, threshold))
+    return _ratio(diseased, diseased + healthy) if 0 < prevalence < 1 else np.full(len(weights), np.nan)
+
+
+def predictive_value_negative(
+    labels: IntArray, logits: FloatArray, weights: FloatArray, threshold: float, prevalence: float
+) -> FloatArray:
+    """Share of the healthy among those called negative, were ``prevalence`` of all diseased; as the positive one."""
+    healthy = (1.0 - prevalence) * specificity_at(labels, logits, weights, threshold)
+    diseased = prevalence * (1.0 - sensitivity_at(labels, logits, weights, threshold))
+    return _ratio(healthy, healthy + diseased) if 0 < prevalence < 1 else np.full(len(weights), np.nan)
+
+
+def net_benefit(labels: IntArray, logits: FloatArray, weights: FloatArray, threshold: float) -> FloatArray:
+    """True positives less false ones at the threshold's odds, per image (Vickers & Elkin 2006, Med Decis Mak 26:565).
+
+    TP/n - FP/n * t/(1 - t), t the ``threshold`` on the probability: whoever calls positive at t counts a false positive
+    as t/(1 - t) of a true one. To be held against ``net_benefit_all`` and against 0, the benefit of calling none. The
+    share of the diseased is this sample's.
+    """
+    called = _called(logits, threshold)
+    # At a threshold above 1 none is called.
+    odds = threshold / (1.0 - threshold) if threshold < 1 else 0.0
+    return _mean(np.where(labels == 1, called, -odds * called), weights)
+
+
+def net_benefit_all(labels: IntArray, logits: FloatArray, weights: FloatArray, threshold: float) -> FloatArray:
+    """``net_benefit`` of calling every image positive; NaN at a threshold of 1 and above."""
+    everyone = np.full_like(logits, np.inf)
+    return net_benefit(labels, everyone, weights, threshold if threshold < 1 else float("nan"))
 
 
 def calibration_slope(labels: IntArray, logits: FloatArray, weights: FloatArray) -> FloatArray:
@@ -171,7 +236,8 @@ class Metric:
 
     ``needs`` says which class must be there; ``scale`` is where the interval is symmetric; ``extra`` names
     the function's further arguments; ``higher_is_better`` is None where the best value lies inside;
-    ``exact_at_border`` where the value is a share of trials, so that 0 and 1 have a binomial limit.
+    ``exact_at_border`` where the value is a share of trials, so that 0 and 1 have a binomial limit; ``undefined``
+    says what else than a class that is not there leaves it without a value.
     """
 
     function: Callable[..., FloatArray]
@@ -181,11 +247,17 @@ class Metric:
     has_interval: bool = True
     exact_at_border: bool = False
     extra: tuple[str, ...] = ()
+    undefined: str = ""
 
     @property
     def needs_threshold(self) -> bool:
         """Whether the metric is of an operating point."""
         return "threshold" in self.extra
+
+    @property
+    def needs_prevalence(self) -> bool:
+        """Whether the metric is at a prevalence that is taken from elsewhere."""
+        return "prevalence" in self.extra
 
     def __call__(
         self, labels: IntArray, logits: FloatArray, weights: FloatArray, **settings: float | int
@@ -194,12 +266,29 @@ class Metric:
         return self.function(labels, logits, weights, **{name: settings[name] for name in self.extra})
 
 
+_BRIER_PART = Metric(brier_refinement, "any", "identity", higher_is_better=False, has_interval=False)
+_PPV = Metric(
+    predictive_value_positive, "both", "logit", higher_is_better=True, extra=("threshold", "prevalence"),
+    undefined="no image is called positive",
+)  # fmt: skip
+_NPV = replace(_PPV, function=predictive_value_negative, undefined="every image is called positive")
+_BENEFIT = Metric(net_benefit, "any", "identity", higher_is_better=True, extra=("threshold",))
+_BENEFIT_ALL = replace(_BENEFIT, function=net_benefit_all, higher_is_better=None, undefined="the threshold is 1")
+
 METRICS: dict[str, Metric] = {
     "auroc": Metric(auroc, "both", "logit", higher_is_better=True, exact_at_border=True),
     "average_precision": Metric(average_precision, "both", "logit", higher_is_better=True),
     "brier": Metric(brier, "any", "logit", higher_is_better=False),
+    "brier_calibration": replace(_BRIER_PART, function=brier_calibration),
+    "brier_refinement": _BRIER_PART,
     "log_loss": Metric(log_loss, "any", "log", higher_is_better=False),
-    "calibration_slope": Metric(calibration_slope, "both", "identity", higher_is_better=None),
+    "calibration_slope": Metric(
+        calibration_slope,
+        "both",
+        "identity",
+        higher_is_better=None,
+        undefined="the scores separate the classes or do not vary",
+    ),
     "calibration_intercept": Metric(calibration_intercept, "both", "identity", higher_is_better=None),
     "ece": Metric(ece, "any", "identity", higher_is_better=False, has_interval=False, extra=("ece_bins",)),
     "sensitivity": Metric(
@@ -208,8 +297,38 @@ METRICS: dict[str, Metric] = {
     "specificity": Metric(
         specificity_at, "negatives", "logit", higher_is_better=True, exact_at_border=True, extra=("threshold",)
     ),
+    "ppv": _PPV,
+    "npv": _NPV,
+    "net_benefit": _BENEFIT,
+    "net_benefit_all": _BENEFIT_ALL,
     "prevalence": Metric(prevalence, "any", "logit", higher_is_better=None, exact_at_border=True),
 }
+
+
+def metrics_at(prevalences: Sequence[float], thresholds: Sequence[float]) -> dict[str, Metric]:
+    """``METRICS``, with predictive values at stated prevalences and net benefit at stated threshold probabilities.
+
+    Their names end in ``_at_5_percent`` and the like.
+    """
+    stated = {}
+    for share in prevalences:
+        for name in ("ppv", "npv"):
+            own = METRICS[name]
+            stated[f"{name}_at_{_percent(share)}"] = replace(
+                own, function=partial(own.function, prevalence=share), extra=("threshold",)
+            )
+    for threshold in thresholds:
+        for name in ("net_benefit", "net_benefit_all"):
+            own = METRICS[name]
+            stated[f"{name}_at_{_percent(threshold)}"] = replace(
+                own, function=partial(own.function, threshold=threshold), extra=()
+            )
+    return METRICS | stated
+
+
+def _percent(share: float) -> str:
+    # No dot: DVC nests names of metrics at dots.
+    return f"{100 * share:g}_percent".replace(".", "_")
 
 
 def _by_score(labels: IntArray, logits: FloatArray) -> tuple[IntArray, IntArray]:
@@ -339,6 +458,18 @@ def _fit_shift(labels: IntArray, x: FloatArray, shares: FloatArray, a: FloatArra
         else:
             a = following
     return result
+
+
+def _refinement_of_row(labels: IntArray, group: IntArray, weights: FloatArray) -> float:
+    """Of images whose scores are equal where ``group`` is, and rise with it."""
+    mass = np.bincount(group, weights=weights)
+    taken = mass > 0
+    if not taken.any():
+        return float("nan")
+    mass, positive = mass[taken], np.bincount(group, weights=weights * labels)[taken]
+    fitted = isotonic_regression(positive / mass, weights=mass).x
+    # Sum of w (y - f)^2, y 0 or 1.
+    return float(np.sum(positive * (1.0 - fitted) ** 2 + (mass - positive) * fitted**2) / mass.sum())
 
 
 def _ece_of_row(labels: IntArray, logits: FloatArray, weights: FloatArray, ece_bins: int) -> float:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
 from pipeline.metrics.binary import FloatArray, IntArray, Scale
@@ -84,20 +85,25 @@ def bootstrap(function: Callable[[FloatArray], FloatArray], counts: CountArray, 
 
 @dataclass(frozen=True)
 class SeedPart:
-    """What the seeds of one method add: S^2/k, the part I/k of it that the patients hold too, and k."""
+    """What the seeds of one method add: S^2/k, the part I/k of it that the patients hold too, and k.
+
+    ``num_runs`` is 1 where the spread is unknown, and 0 where there is none (``WITHOUT_CHANCE``).
+    """
 
     spread: float
     interaction: float
     num_runs: int
 
 
+WITHOUT_CHANCE = SeedPart(0.0, 0.0, 0)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A metric's mean over seeds, or a difference of such: its value, and what its interval is made of.
 
-    ``draws`` (resamples,) are the value on the resamples. ``seeds`` has one part per method involved, with
-    ``num_runs`` 1 where there is nothing to tell the spread from. ``patients`` is m, the number of patients
-    in the class that limits the metric.
+    ``draws`` (resamples,) are the value on the resamples. ``seeds`` has one part per method involved. ``patients`` is
+    m, the number of patients in the class that limits the metric.
     """
 
     value: float
@@ -235,8 +241,52 @@ def interval(estimate: Estimate, scale: Scale, confidence: float = 0.95, exact: 
     if constant or (scale != "identity" and _slope(estimate.value, scale) <= 0):
         return _none(f"no interval: {NO_VARIATION}")
     half = float(student_t.ppf((1.0 + confidence) / 2, found.freedom)) * found.value
-    low, high = _limits(estimate.value, half, scale)
+    low, high = limits_around(estimate.value, half, scale)
     return Interval(low, high, f"{share}, {scale} scale, t; bootstrap of patients{_seeds_text(estimate.seeds)}")
+
+
+def limits_of_extreme(
+    estimates: Sequence[Estimate], lowest: bool, scale: Scale, confidence: float = 0.95, exact: bool = False
+) -> Interval:
+    """Limits of the lowest (or highest) of several true values, from intervals that hold for all of them together.
+
+    If each true value lies inside its interval, the lowest of them lies between the lowest lower limit and the lowest
+    upper limit. That does not ask which group is the worst, nor rest on a bootstrap of a minimum, which is centred on
+    the lowest of noisy values and covers too little (tests/metrics/test_intervals.py).
+
+    Args:
+        estimates: of the groups, all with a value, with the same resamples.
+        lowest: of which end.
+        scale: as in ``interval``.
+        confidence: that all intervals hold together.
+        exact: as in ``interval``.
+    """
+    each = confidence_of_each(estimates, confidence)
+    made = [interval(estimate, scale, each, exact) for estimate in estimates]
+    if lacking := sum(not np.isfinite(one.low) for one in made):
+        return _none(f"no interval: there is none for {lacking} of the {len(made)}")
+    end = min if lowest else max
+    index = int((np.argmin if lowest else np.argmax)([estimate.value for estimate in estimates]))
+    together = f"{confidence * 100:g} % for the worst of {len(made)}: each at " if len(made) > 1 else ""
+    return Interval(end(one.low for one in made), end(one.high for one in made), together + made[index].text)
+
+
+def confidence_of_each(estimates: Sequence[Estimate], confidence: float) -> float:
+    """The confidence that several intervals must have each, so that all of them hold together with ``confidence``.
+
+    The quantile, over resamples, of the largest of the estimates' deviations, each measured by its own rank among the
+    resamples (Beran 1988, J Am Stat Assoc 83:679: balanced; max-t without a normal distribution). What estimates share,
+    patients above all, is so taken into account. Spreads of seeds are taken as if independent between the estimates,
+    which asks too much rather than too little. Rounded up to a tenth of a per cent.
+    """
+    if len(estimates) == 1:
+        return confidence
+    draws = np.stack([estimate.draws for estimate in estimates])
+    deviations = np.abs(draws - np.nanmean(draws, axis=1, keepdims=True))
+    ranks = rankdata(deviations, axis=1, nan_policy="omit") / np.isfinite(draws).sum(axis=1, keepdims=True)
+    largest = np.nanquantile(np.fmax.reduce(ranks, axis=0), confidence)
+    # Never all of it, nor, where resamples are few, less than what a single one asks.
+    return float(np.clip(np.ceil(1000 * largest) / 1000, confidence, 0.999))
 
 
 def _welch_satterthwaite(patients: float, freedom: int, seeds: Sequence[SeedPart]) -> tuple[float, float]:
@@ -256,7 +306,7 @@ def _slope(value: float, scale: Scale) -> float:
     return value * (1.0 - value) if scale == "logit" else value
 
 
-def _limits(value: float, half: float, scale: Scale) -> tuple[float, float]:
+def limits_around(value: float, half: float, scale: Scale) -> tuple[float, float]:
     """``value`` -+ ``half`` (in the value's own units), laid out symmetrically on ``scale``."""
     if scale == "identity":
         return value - half, value + half
@@ -269,10 +319,12 @@ def _limits(value: float, half: float, scale: Scale) -> tuple[float, float]:
 
 def _seeds_text(seeds: Sequence[SeedPart]) -> str:
     runs = " and ".join(str(part.num_runs) for part in seeds if part.num_runs > 1)
+    numbers = [part.num_runs for part in seeds]
     if not runs:
-        return " only (one run, spread between seeds unknown)"
-    alone = ", one method with one run" if any(part.num_runs == 1 for part in seeds) else ""
-    return f" and spread of {runs} runs{alone}"
+        return f" only ({'one run, spread between seeds unknown' if 1 in numbers else 'another run would be the same'})"
+    alone = ", one method with one run" if 1 in numbers else ""
+    certain = ", one method without chance" if 0 in numbers else ""
+    return f" and spread of {runs} runs{alone}{certain}"
 
 
 def _none(note: str) -> Interval:

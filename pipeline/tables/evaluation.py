@@ -15,8 +15,11 @@ BUDGETS = ("all", "share", "shots")
 class Metrics(Table):
     """One row a run (or a backbone and method over its seeds), finding, split, group and metric.
 
-    ``group`` is ``site=NAME``, ``source``, ``target``, ``worst_site`` or ``target_minus_source``. ``value``
-    is null where it is undefined and ``note`` says why; ``interval`` names how ci_low and ci_high were made.
+    ``group`` is ``site=NAME``, ``source``, ``target``, ``worst_site`` or ``target_minus_source``; of a domain or
+    subgroup ``COLUMN=LEVEL`` (several joined by "+", what was not recorded ``(missing)``) and ``worst_COLUMN``.
+    ``metric`` is one of ``metrics.binary.METRICS``, one at a stated prevalence or threshold (``ppv_at_5_percent``), or
+    ``auroc_minus_scratch``, ``auroc_minus_no_pixels``, ``auroc_minus_plain``. ``value`` is null where it is undefined
+    and ``note`` says why; ``interval`` names how ci_low and ci_high were made.
     """
 
     columns: ClassVar = {
@@ -70,10 +73,11 @@ class Verdicts(Table):
     """What a method does against training from scratch, per place; see ``analysis/verdict.py``.
 
     ``run`` is a backbone and method over its seeds or draws, ``against`` the method subtracted, with the same
-    backbone and label budget. ``difference`` is of AUROC; its interval is not adjusted. ``p_value`` is of no
-    difference, ``p_equivalence`` of one of ``margin`` or more; ``_holm`` adjusts over the finding's comparisons with
-    the same ``against``. ``verdict`` is at the level ``alpha``, null where it is undefined (``note``).
-    ``num_patients`` are those tested; ``num_runs`` the trainings (or draws) of the side that has fewer.
+    backbone and label budget; of an adapted ``run`` its own method, unadapted. ``difference`` is of AUROC; its interval
+    is not adjusted. ``p_value`` is of no difference, ``p_equivalence`` of one of ``margin`` or more; ``_holm`` adjusts
+    over the finding's comparisons with the same ``against``. ``verdict`` is at the level ``alpha``, null where it is
+    undefined (``note``). ``num_patients`` are those tested; ``num_runs`` the trainings (or draws) of the side that has
+    fewer.
     """
 
     columns: ClassVar = {

@@ -539,6 +539,20 @@ def test_the_worst_subgroup_is_one_that_is_known(by_group):
     assert rows.loc["worst_vendor", "ci_low"] < rows.loc[worst, "ci_low"]
 
 
+def test_no_group_of_a_few_patients_is_called_the_worst(predictions):
+    groups = recorded(cohort())
+    few = groups.index.str.endswith(("-000", "-001", "-002", "-003", "-004", "-005"))
+    groups.loc[few, "vendor"] = "vendor=few"
+    rows = pick(evaluate(predictions, BY_GROUP, SOURCE, TARGET, groups).metrics, run="resnet-full", split="ood_test")
+    worst = one(rows, group="worst_vendor", metric="auroc")
+    assert worst["note"] == "vendor=mr; under 10 patients of a class: vendor=few, vendor=ge"
+    groups["sex"] = [f"sex={number // 6}" for number in range(len(groups))]
+    rows = pick(evaluate(predictions, BY_GROUP, SOURCE, TARGET, groups).metrics, run="resnet-full", split="ood_test")
+    worst = one(rows, group="worst_sex", metric="auroc")
+    assert worst["note"] == "under 10 patients of a class in every group"
+    assert np.isnan(worst["value"])
+
+
 def test_an_image_that_was_never_ingested_is_refused(predictions):
     groups = recorded(cohort()).iloc[1:]
     with pytest.raises(PipelineError, match="1 of 120 images with predictions are not among the instances"):

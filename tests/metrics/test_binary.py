@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq
 from scipy.special import expit, logit
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    confusion_matrix,
+    precision_score,
+    roc_auc_score,
+)
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from pipeline.metrics.binary import (
@@ -16,18 +23,25 @@ from pipeline.metrics.binary import (
     auroc,
     average_precision,
     brier,
+    brier_calibration,
+    brier_refinement,
     calibration_intercept,
     calibration_slope,
     ece,
     equal_mass_bins,
     log_loss,
+    metrics_at,
+    net_benefit,
+    net_benefit_all,
+    predictive_value_negative,
+    predictive_value_positive,
     prevalence,
     sensitivity_at,
     specificity_at,
     threshold_at_specificity,
 )
 
-SETTINGS = {"threshold": 0.4, "ece_bins": 15}
+SETTINGS = {"threshold": 0.4, "ece_bins": 15, "prevalence": 0.1}
 
 
 def sample(seed, n=80, ties=False):
@@ -46,6 +60,30 @@ def slope_by_sklearn(labels, logits, weights):
     return model.fit(logits[:, None], labels, sample_weight=weights).coef_[0, 0]
 
 
+def recalibrated(labels, logits, weights):
+    model = IsotonicRegression(out_of_bounds="clip").fit(logits, labels, sample_weight=weights)
+    return brier_score_loss(labels, model.predict(logits), sample_weight=weights)
+
+
+def predictive_value(label):
+    """As precision on a sample whose classes are weighted to the wanted prevalence."""
+
+    def oracle(y, x, w):
+        share = np.average(y, weights=w)
+        to = np.where(y == 1, SETTINGS["prevalence"] / share, (1 - SETTINGS["prevalence"]) / (1 - share))
+        return precision_score(y, expit(x) >= SETTINGS["threshold"], sample_weight=w * to, pos_label=label)
+
+    return oracle
+
+
+def benefit(called):
+    def oracle(y, x, w):
+        (_, false), (_, true) = confusion_matrix(y, called(expit(x)), labels=[0, 1], sample_weight=w)
+        return (true - false * 0.4 / 0.6) / w.sum()
+
+    return oracle
+
+
 ORACLES = {
     auroc: lambda y, x, w: roc_auc_score(y, x, sample_weight=w),
     average_precision: lambda y, x, w: average_precision_score(y, x, sample_weight=w),
@@ -54,6 +92,12 @@ ORACLES = {
     calibration_slope: slope_by_sklearn,
     calibration_intercept: intercept_by_root,
     prevalence: lambda y, _, w: np.average(y, weights=w),
+    brier_refinement: recalibrated,
+    brier_calibration: lambda y, x, w: brier_score_loss(y, expit(x), sample_weight=w) - recalibrated(y, x, w),
+    predictive_value_positive: predictive_value(1),
+    predictive_value_negative: predictive_value(0),
+    net_benefit: benefit(lambda p: p >= 0.4),
+    net_benefit_all: benefit(np.ones_like),
 }
 
 
@@ -63,7 +107,8 @@ ORACLES = {
 def test_agrees_with_an_independent_implementation(function, ties, seed):
     labels, logits, weights = sample(seed, ties=ties)
     expected = [ORACLES[function](labels, logits, row) for row in weights]
-    np.testing.assert_allclose(function(labels, logits, weights), expected, rtol=1e-5, atol=1e-7)
+    metric = next(metric for metric in METRICS.values() if metric.function is function)
+    np.testing.assert_allclose(metric(labels, logits, weights, **SETTINGS), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_every_metric_has_an_oracle_here():
@@ -133,6 +178,50 @@ def test_by_hand():
     assert log_loss(labels, np.array([1e4, -1e4, 1e4, 1e4]), once) == pytest.approx(2500)
 
 
+def test_new_metrics_by_hand():
+    # 10 diseased, 8 called; 40 healthy, 4 called.
+    labels = np.repeat([1, 0], [10, 40]).astype(np.int8)
+    logits = np.repeat([1.0, -1, 1, -1], [8, 2, 4, 36])
+    once = np.ones((1, 50))
+    at = {"threshold": 0.5, "prevalence": 0.02}
+    assert predictive_value_positive(labels, logits, once, **at) == pytest.approx(0.016 / (0.016 + 0.098))
+    assert predictive_value_negative(labels, logits, once, **at) == pytest.approx(0.882 / (0.882 + 0.004))
+    assert net_benefit(labels, logits, once, 0.5) == pytest.approx(8 / 50 - 4 / 50)
+    assert net_benefit_all(labels, logits, once, 0.2) == pytest.approx(0.2 - 0.8 / 4)
+    assert net_benefit(labels, logits, once, 1.0 + 1e-9) == 0.0  # none is called
+    assert np.isnan(net_benefit_all(labels, logits, once, 1.0))
+    # The scores have two values: their recalibration is 8/12 and 2/38.
+    assert brier_refinement(labels, logits, once) == pytest.approx((8 / 12 * 4 / 12 * 12 + 2 / 38 * 36 / 38 * 38) / 50)
+    assert brier_refinement(labels, np.zeros(50), once) == pytest.approx(0.2 * 0.8)
+    assert brier_refinement(labels, labels - 0.5, once) == 0.0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
+def test_predictive_values_need_a_prevalence_inside(share):
+    labels, logits, weights = sample(0)
+    for function in (predictive_value_positive, predictive_value_negative):
+        assert np.isnan(function(labels, logits, weights, 0.4, share)).all()
+
+
+def test_predictive_values_need_someone_called_so():
+    labels, logits, weights = sample(0)
+    assert np.isnan(predictive_value_positive(labels, logits, weights, 1.1, 0.2)).all()
+    assert np.isnan(predictive_value_negative(labels, logits, weights, 0.0, 0.2)).all()
+
+
+def test_stated_prevalences_and_thresholds_have_names_without_dots():
+    labels, logits, weights = sample(4)
+    made = metrics_at([0.005, 0.2], [0.1])
+    assert set(made) - set(METRICS) == {
+        *("ppv_at_0_5_percent", "npv_at_0_5_percent", "ppv_at_20_percent", "npv_at_20_percent"),
+        *("net_benefit_at_10_percent", "net_benefit_all_at_10_percent"),
+    }
+    stated = made["ppv_at_20_percent"](labels, logits, weights, threshold=0.4, prevalence=0.9)
+    assert (stated == predictive_value_positive(labels, logits, weights, 0.4, 0.2)).all()
+    stated = made["net_benefit_at_10_percent"](labels, logits, weights, threshold=0.9)
+    assert (stated == net_benefit(labels, logits, weights, 0.1)).all()
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_undefined_is_nan_and_never_a_number(name):
     metric = METRICS[name]
@@ -150,7 +239,7 @@ def test_undefined_is_nan_and_never_a_number(name):
         }[metric.needs]
     )
     if metric.needs_threshold:
-        assert np.isnan(metric(labels, logits, np.ones((2, 80)), threshold=float("nan"), ece_bins=15)).all()
+        assert np.isnan(metric(labels, logits, np.ones((2, 80)), **{**SETTINGS, "threshold": float("nan")})).all()
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -187,10 +276,23 @@ cases = st.integers(4, 40).flatmap(
 @given(cases)
 def test_ranks_alone_count(case):
     labels, logits, weights = case
-    for function in (auroc, average_precision):
+    for function in (auroc, average_precision, brier_refinement):
         expected = function(labels, logits, weights)
         np.testing.assert_allclose(function(labels, np.exp(logits) - 3, weights), expected, rtol=1e-12)
         np.testing.assert_allclose(function(labels, logits**3 + logits, weights), expected, rtol=1e-12)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(cases)
+def test_the_parts_of_brier_sum_to_it(case):
+    labels, logits, weights = case
+    calibration, refinement = (part(labels, logits, weights) for part in (brier_calibration, brier_refinement))
+    np.testing.assert_allclose(calibration + refinement, brier(labels, logits, weights), atol=1e-12)
+    share = prevalence(labels, logits, weights)
+    defined = np.isfinite(share)
+    assert (calibration[defined] >= 0).all()
+    # Never worse than the mean label for all.
+    assert (refinement[defined] <= (share * (1 - share))[defined] + 1e-12).all()
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -199,7 +301,7 @@ def test_flipped_labels_mirror(case):
     labels, logits, weights = case
     flipped = (1 - labels).astype(np.int8)
     np.testing.assert_allclose(auroc(flipped, logits, weights), 1 - auroc(labels, logits, weights), atol=1e-12)
-    for function in (brier, log_loss, calibration_slope):
+    for function in (brier, brier_calibration, log_loss, calibration_slope):
         np.testing.assert_allclose(
             function(flipped, -logits, weights), function(labels, logits, weights), rtol=1e-5, atol=1e-8
         )

@@ -6,12 +6,15 @@ from scipy.stats import binom, norm, t
 
 from pipeline.metrics.binary import auroc, sensitivity_at
 from pipeline.metrics.intervals import (
+    WITHOUT_CHANCE,
     Estimate,
     SeedPart,
     bootstrap,
+    confidence_of_each,
     difference,
     extreme,
     interval,
+    limits_of_extreme,
     over_seeds,
     patient_counts,
     patient_weights,
@@ -142,6 +145,65 @@ def test_extreme_names_the_group_and_doubts_it():
     assert (index, lowest.value) == (1, 0.7)
     assert lowest.draws.mean() < 0.68
     assert extreme(groups, lowest=False)[0] == 0
+
+
+def test_a_method_without_chance_says_so_and_adds_nothing():
+    draws = spread_draws(0.8, 0.05)
+    fixed = Estimate(0.8, draws, (WITHOUT_CHANCE,), 50)
+    assert interval(fixed, "logit").text.endswith("only (another run would be the same)")
+    assert interval(fixed, "logit").low == interval(estimate(0.8, draws), "logit").low
+    seeds = over_seeds(np.array([0.7, 0.74]), np.array([[0.7], [0.74]]) + draws - 0.8, 40)
+    both = interval(difference(seeds, fixed), "identity").text
+    assert both.endswith("spread of 2 runs, one method without chance")
+
+
+def test_confidence_of_each_is_sidaks_of_independent_groups_and_the_whole_of_equal_ones():
+    rng = np.random.default_rng(0)
+    apart = [estimate(0.7, 0.7 + 0.1 * rng.normal(size=20_000)) for _ in range(4)]
+    assert confidence_of_each(apart, 0.95) == pytest.approx(0.95 ** (1 / 4), abs=0.0025)
+    alike = [estimate(0.7, 0.7 + scale * apart[0].draws) for scale in (1, 2, 0.5)]
+    assert confidence_of_each(alike, 0.95) == pytest.approx(0.95, abs=0.0011)
+    assert confidence_of_each(apart[:1], 0.95) == 0.95
+    partly = [estimate(0.7, np.where(rng.random(20_000) < 0.05, np.nan, part.draws)) for part in apart]
+    assert confidence_of_each(partly, 0.95) == pytest.approx(0.95 ** (1 / 4), abs=0.0025)
+
+
+def test_limits_of_the_worst_group():
+    rng = np.random.default_rng(0)
+    groups = [
+        estimate(value, value + se * rng.normal(size=4000)) for value, se in ((0.7, 0.01), (0.72, 0.1), (0.9, 0.01))
+    ]
+    each = confidence_of_each(groups, 0.95)
+    parts = [interval(group, "logit", each) for group in groups]
+    made = limits_of_extreme(groups, lowest=True, scale="logit")
+    # The least known group may be far worse than the one that looks worst, which no truth above 0.73 would allow.
+    assert (made.low, made.high) == (parts[1].low, parts[0].high)
+    assert made.text == f"95 % for the worst of 3: each at {parts[0].text}"
+    highest = limits_of_extreme(groups, lowest=False, scale="logit")
+    assert (highest.low, highest.high) == (parts[2].low, parts[2].high)
+    assert limits_of_extreme(groups[:1], True, "logit") == interval(groups[0], "logit")
+    without = [*groups, estimate(0.8, np.full(4000, 0.8))]
+    assert limits_of_extreme(without, True, "logit").note == "no interval: there is none for 1 of the 4"
+
+
+def test_coverage_of_the_worst_of_several_hospitals():
+    """Four hospitals of 50 patients: a bootstrap of the minimum is centred on the lowest of noisy values, too low."""
+    rng = np.random.default_rng(11)
+    for areas in ((0.8, 0.8, 0.8, 0.8), (0.7, 0.8, 0.85, 0.9)):
+        cohorts, joint, minimum = 150, 0, 0
+        for _ in range(cohorts):
+            sites = []
+            for area in areas:
+                codes, labels, scores = binormal(rng, 50, area)
+                sites.append(auroc_interval(codes, labels, scores, counts_of(rng, 50, 200)))
+            made = limits_of_extreme(sites, lowest=True, scale="logit", exact=True)
+            joint += made.low <= min(areas) <= made.high
+            naive = interval(extreme(sites, lowest=True)[1], "logit")
+            minimum += naive.low <= min(areas) <= naive.high
+        print(f"coverage of the worst: joint {joint / cohorts:.3f}, bootstrap of the minimum {minimum / cohorts:.3f}")
+        assert joint >= binom.ppf(0.001, cohorts, 0.95)
+        if len(set(areas)) == 1:
+            assert minimum < 0.9 * cohorts
 
 
 def test_no_interval_says_why():
