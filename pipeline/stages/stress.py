@@ -26,7 +26,6 @@ from pipeline.metrics.binary import FloatArray, IntArray, auroc
 from pipeline.metrics.intervals import Estimate, bootstrap, interval, over_seeds, patient_counts
 from pipeline.params import Seed, StrictParams, check_versions, load_names, load_params
 from pipeline.splits import uniform
-from pipeline.training.inference import load_together, logits_of, model_folders
 from pipeline.tables.contract import read_table, read_tables, write_table
 from pipeline.tables.images import Images as ImagesTable
 from pipeline.tables.images import Splits
@@ -35,6 +34,7 @@ from pipeline.tables.stress import StressCurves
 from pipeline.training.checkpoints import MODEL_CARD
 from pipeline.training.determinism import ComputeParams, make_fabric, memory_format
 from pipeline.training.feed import AugmentParams, ImageFeed, Images, Indices
+from pipeline.training.inference import load_together, logits_of, model_folders
 
 Kind = Literal["noise", "blur", "gamma", "window", "resolution", "marker"]
 Condition = tuple[str, int]  # kind and severity; kind "" at severity 0, which is one for all kinds

@@ -70,9 +70,9 @@ class Distances(Table):
     """How far a target's images lie from the source's, in the features of one run's trunk; no label is looked at.
 
     ``mmd2`` is the squared maximum mean discrepancy between the source's held-out images and all of the site's;
-    ``p_value`` is of no difference, by permutation of patients; ``home_mmd2`` is the same between the source's own id_val
-    and id_test, which differ by chance alone. Runs with one trunk have the same. Null where patients are too few
-    (``note``).
+    ``p_value`` is of no difference, by permutation of patients; ``home_mmd2`` is the same between the source's own
+    id_val and id_test, which differ by chance alone. Runs with one trunk have the same. Null where patients are too
+    few (``note``).
     """
 
     columns: ClassVar = {
