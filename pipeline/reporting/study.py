@@ -552,7 +552,8 @@ class Study:
         """The columns of a table of metrics: "main", "calibration" or "use"; unknown metrics stand last in "main"."""
         pooled = {family.run for family in self.families}
         seen = {m for (run, _, _, _, m), _ in self.rows("metrics", finding=finding) if run in pooled}
-        seen -= {MINUS_NO_PIXELS, MINUS_PLAIN}
+        # DeLong's interval is a cross-check of the bootstrap's, in the table for whoever wants it.
+        seen -= {MINUS_NO_PIXELS, MINUS_PLAIN, "auroc_delong"}
         ordered = [m for m in METRICS if m in seen] + sorted(seen - set(METRICS))
         return [metric for metric in ordered if _kind(metric) == kind]
 

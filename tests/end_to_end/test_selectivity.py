@@ -77,6 +77,10 @@ def test_a_new_method_runs_only_its_own_jobs(project):
     assert sorted(project.repro()) == sorted([f"finetune@{BACKBONE}-full_finetune", "search", *JUDGED])
     assert models.items() <= project.output_hashes("finetune@").items()
 
+
+@pytest.mark.slow
+def test_a_method_that_is_gone_leaves_no_model(project):
+    params = project.params
     del params["methods"]["scratch"]
     project.params = params
     assert sorted(project.repro()) == sorted(["search", *JUDGED])

