@@ -29,7 +29,6 @@ def project(tmp_path_factory):
     params["sites"] = {"home": site("home", **plain), "away": site("away", **plain)}
     params["split"] |= {"id_val_fraction": 0.2, "id_test_fraction": 0.3}
     params["methods"] = METHODS
-    params["remedies"] = {}
     params["finetune"] |= {"seeds": [1, 2, 3, 4, 5, 6], "epochs": 2}
     params["evaluate"]["resamples"] = 400
     made.params = params
