@@ -243,7 +243,12 @@ def test_no_planted_string_leaves_the_archive(tmp_path: Path):
     mark = refused.stderr.split("key_fingerprint: ")[1].split()[0]
     params["privacy"]["key_fingerprint"] = mark
     project.params = params
-    for command in ("pipeline.commands.inventory", "pipeline.commands.fetch_weights", "dvc repro"):
+    for command in (
+        "pipeline.commands.prune",
+        "pipeline.commands.inventory",
+        "pipeline.commands.fetch_weights",
+        "dvc repro",
+    ):
         done = project.run(*command.split())
         told += done.stdout + done.stderr
     (folder / "remote").mkdir()
