@@ -29,6 +29,10 @@ from pipeline.protocol import PROTOCOL_FILE
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, write_withdrawn
 
 _POLICIES = ("uncertain", "missing", "conflict")
+_UNDECLARED = """\
+# Nothing is declared: what this study says is exploratory, and its report says so. To declare what is tested before
+# test labels are opened: `python -m pipeline.commands.protocol --help`, docs/howto/shift.md.
+"""
 _FILL_IN_NAME = FILL_IN.lower()  # where params take a name alone
 ROOT_LINE, STUDY_LINE = 'vars: [{code: ""}]', "vars: [{code: ../../}]"
 
@@ -205,7 +209,7 @@ def make_folder(folder: Path) -> None:
     if not (folder / WITHDRAWN_FILE).exists():
         write_withdrawn(folder, Withdrawn())
     if not (folder / PROTOCOL_FILE).exists():
-        (folder / PROTOCOL_FILE).write_text(Path(PROTOCOL_FILE).read_text(encoding="utf-8"), encoding="utf-8")
+        (folder / PROTOCOL_FILE).write_text(_UNDECLARED, encoding="utf-8")
     (folder / "dvc.yaml").write_text(study_graph(Path("dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from stages.study import NAME, SECRETS, picture
 
+from pipeline import protocol
 from pipeline.commands import init, inventory
 from pipeline.commands.init import study_graph
 from pipeline.datasets.registry import load_site
@@ -54,6 +55,9 @@ def test_a_study_and_what_stays_on_a_second_call(checkout, monkeypatch, capsys):
     assert config["core"]["autostage"] == "false"
     assert config["'remote \"never\"'"]["url"].startswith("/dev/null/")
     assert (study / ".dvcignore").read_bytes() == (checkout / ".dvcignore").read_bytes()
+    # as the demo's: nothing declared, in words
+    assert (study / "protocol.yaml").read_bytes() == (ROOT / "protocol.yaml").read_bytes()
+    assert protocol.load_protocol(study / "protocol.yaml", {}) is None
     told = capsys.readouterr().out
     assert "now write studies/ward_7/params.yaml" in told
     assert "make study STUDY=ward_7" in told

@@ -50,6 +50,7 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path, alone, how):
     torch.testing.assert_close(both["logits"], alone["logits"], atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_wrong_share_of_the_loss_would_be_seen(tmp_path, alone):
     wrong = run(tmp_path, 2, "frozen", fault="own_images")
     assert abs(wrong["loss"] - alone["loss"]) > 0.1

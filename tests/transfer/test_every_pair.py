@@ -29,7 +29,7 @@ SIZES = {
     "vit_b_16": 32,
 }
 # Of these every method takes minutes in all: CI runs the one that trains all of it, `make test-all` the rest.
-HEAVY = ("convnext_tiny", "inception_v3", "resnet50", "vgg16", "vit_b_16")
+HEAVY = ("convnext_tiny", "densenet121", "inception_v3", "resnet50", "vgg16", "vit_b_16")
 ALWAYS = ("full_finetune",)
 PAIRS = [
     pytest.param(backbone, method, marks=pytest.mark.slow if backbone in HEAVY and method not in ALWAYS else ())
