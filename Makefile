@@ -79,7 +79,7 @@ fuzz: $(STAMP)  ## 10,000 mutated files (MUTANTS=... for another number): each h
 
 .PHONY: bench
 bench: $(STAMP)  ## Benchmarks, as ratios measured in one run
-	pytest tests/benchmarks -n 0 -m '' -s
+	OMP_WAIT_POLICY=PASSIVE pytest tests/benchmarks -n 0 -m '' -s
 
 .PHONY: lock
 lock:  ## Resolve the dependencies anew (needs uv)

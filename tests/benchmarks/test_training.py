@@ -1,7 +1,8 @@
 """What the engine costs beside the network itself: ratios of one run, on the GPU where there is one.
 
-Run it on a quiet machine: `pytest tests/benchmarks/test_training.py -n 0 -m slow -s`. On a GPU it also tells the
-images a second of ResNet-50 at 224 px in bf16 and the peak of the device's memory.
+Run it on a quiet machine: `OMP_WAIT_POLICY=PASSIVE pytest tests/benchmarks/test_training.py -n 0 -m slow -s`, with the
+policy that the stages have in dvc.yaml. On a GPU it also tells the images a second of ResNet-50 at 224 px in bf16 and
+the peak of the device's memory.
 """
 
 import statistics
@@ -34,18 +35,21 @@ COMPUTE = ComputeParams(
 LAYOUT = memory_format(COMPUTE)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def stored(folder: Path, size: int, num_train: int) -> Dataset:
     """A store on disk; id_val is as small as can be, since it is no part of what is compared."""
-    count = BATCH * BATCHES + 2
-    folder: Path = tmp_path_factory.mktemp("store")
+    count = num_train + 2
     generator = np.random.default_rng(0)
-    planes = (generator.integers(0, 255, (SIZE, SIZE), np.uint8) for _ in range(count))
-    write_store(planes, np.arange(count)[:, None], PlaneFormat(SIZE, 8), folder)
+    planes = (generator.integers(0, 255, (size, size), np.uint8) for _ in range(count))
+    write_store(planes, np.arange(count)[:, None], PlaneFormat(size, 8), folder)
     labels = (np.arange(count) % 2).astype(np.float32)[:, None]
     names = np.arange(count).astype(str)
-    side = np.arange(BATCH * BATCHES)
+    side = np.arange(num_train)
     return Dataset(Store(folder), labels, names, side, side, np.arange(count - 2, count), names)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return stored(tmp_path_factory.mktemp("store"), SIZE, BATCH * BATCHES)
 
 
 @pytest.fixture(scope="module")
@@ -154,22 +158,24 @@ def test_engine_beside_a_bare_loop(fabric, data: Dataset):
     assert ratio >= 0.95
 
 
-def test_a_probes_epoch_from_cached_features(fabric, data: Dataset):
-    """A head on cached features beside the same through the frozen backbone."""
+def test_a_probes_epoch_from_cached_features(fabric, tmp_path: Path):
+    """A head on cached features beside the same through the frozen backbone, at the size of a study."""
+    backbone, size, batch = (BACKBONE, SIZE, BATCH) if GPU else ("resnet18", 224, 64)
+    data = stored(tmp_path, size, 1024 if not GPU else BATCH * BATCHES)
     every = np.arange(len(data.images))
-    model = build(BACKBONE, 1, seed=0, state=None, image_shape=(1, SIZE, SIZE)).to(fabric.device).eval()
+    model = build(backbone, 1, seed=0, state=None, image_shape=(1, size, size)).to(fabric.device).eval()
     feed = from_disk(fabric, data)
     kept: list[torch.Tensor] = []
 
     def recompute() -> None:
         with torch.inference_mode():
-            kept[:] = [model.features(images) for images in feed.plain(in_batches(every, BATCH))]
+            kept[:] = [model.features(images) for images in feed.plain(in_batches(every, batch))]
 
     peer = seconds(recompute)
     features = torch.cat(kept).float().cpu().numpy()
     engine = Engine(
-        fabric=fabric, backbone=BACKBONE, weights=model.trunk.state_dict(), findings=["x"], data=data,
-        features=features, pooled=features, loop=LoopParams(epochs=6, batch_size=BATCH), seed=0, layout=LAYOUT,
+        fabric=fabric, backbone=backbone, weights=model.trunk.state_dict(), findings=["x"], data=data,
+        features=features, pooled=features, loop=LoopParams(epochs=6, batch_size=batch), seed=0, layout=LAYOUT,
         description="bench",
     )  # fmt: skip
     ends: list[float] = []
@@ -181,7 +187,8 @@ def test_a_probes_epoch_from_cached_features(fabric, data: Dataset):
     engine.on_epoch = told
     engine.train_head(model, Plan(1e-3), features)
     ours = statistics.median(np.diff(ends))
-    print(f"\n{len(every)} images: time through {BACKBONE} / epoch on cached features = {peer / ours:.0f}")
+    what = f"{len(every)} images, {size} px, batch {batch}"
+    print(f"\n{what}: time through {backbone} / epoch on cached features = {peer / ours:.0f}")
     assert peer / ours >= 100
 
 
