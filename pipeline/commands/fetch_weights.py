@@ -17,7 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torchvision.models import get_model_weights
 
@@ -46,6 +46,9 @@ class BackboneParams(StrictParams):
 
     A ``file`` may be a study's own ``model.safetensors``, with its card beside it: transfer in two steps. Its licence
     is that of the weights it was made from.
+
+    ``rename`` is for files whose modules have names of their own (RadImageNet numbers them): the beginning of a name
+    there to that in torchvision. ``head: false``: the file has no class head.
     """
 
     weights: str | None = None
@@ -54,6 +57,8 @@ class BackboneParams(StrictParams):
     description: str | None = None
     pretrained_on: Literal["imagenet", "other"] = "other"
     licence: str | None = None
+    rename: dict[str, str] = Field(default_factory=dict)
+    head: bool = True
 
     @model_validator(mode="after")
     def _one_origin(self) -> "BackboneParams":
@@ -63,7 +68,15 @@ class BackboneParams(StrictParams):
             raise ValueError("a `file` needs its `sha256` and a `description` of what it was pretrained on")
         if self.sha256 is not None and len(self.sha256) != 64:
             raise ValueError("sha256 must have 64 hexadecimal digits")
+        plain = self.file is not None and not self.file.endswith(".safetensors")
+        if (self.rename or not self.head) and not plain:
+            raise ValueError("`rename` and `head` are for a `file` that is a plain state dict")
         return self
+
+    def request(self) -> dict[str, Any]:
+        """What was asked for; what is left at its default since it was added leaves old cards as they are."""
+        asked = self.model_dump()
+        return {key: asked[key] for key in asked if key not in ("rename", "head") or key in self.model_fields_set}
 
 
 def find_torchvision_file(name: str, entry: Any, given: Path | None, target: Path) -> Path | None:
@@ -112,6 +125,47 @@ def read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
     return {_DENSE_LAYER.sub(r"\1\2", key): value for key, value in state.items()}
 
 
+def renamed(state: dict[str, torch.Tensor], rename: dict[str, str], name: str) -> dict[str, torch.Tensor]:
+    """The state with the beginnings of its names, whole parts between dots, as ``rename`` says; the longest counts.
+
+    Raises:
+        ParamsError: a beginning that no name has, or two names become one.
+    """
+    used: set[str] = set()
+
+    def new(key: str) -> str:
+        fitting = [old for old in rename if key == old or key.startswith(f"{old}.")]
+        if not fitting:
+            return key
+        longest = max(fitting, key=len)
+        used.add(longest)
+        return rename[longest] + key.removeprefix(longest)
+
+    made = {new(key): value for key, value in state.items()}
+    unused = sorted(set(rename) - used)
+    if unused:
+        raise ParamsError(f"backbones.{name}.rename: no name in the file begins with {', '.join(unused)}")
+    if len(made) != len(state):
+        raise ParamsError(f"backbones.{name}.rename: two tensors of the file get the same name")
+    return made
+
+
+def under_a_head(trunk: dict[str, torch.Tensor], name: str, told: str) -> dict[str, torch.Tensor]:
+    """The trunk with an untrained head, which nothing reads.
+
+    Raises:
+        PipelineError: more than the head is lacking; ``told`` says of what.
+    """
+    state = architecture(name, seed=0).state_dict()
+    head = {key: value for key, value in state.items() if key not in trunk and not key.endswith(".num_batches_tracked")}
+    if len(head) > 2 or not all(key.endswith((".weight", ".bias")) for key in head):
+        raise PipelineError(
+            f"backbones.{name}: {told} lacks more than its head ({', '.join(sorted(head)[:5])}); take one that has all "
+            "layers"
+        )
+    return {**trunk, **head}
+
+
 def read_study_model(path: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The trunk of a model that ``finetune`` made, under an untrained head, and its card.
 
@@ -124,16 +178,8 @@ def read_study_model(path: Path, name: str) -> tuple[dict[str, torch.Tensor], di
     card = json.loads(card_file.read_text(encoding="utf-8"))
     if card["backbone"] != name:
         raise PipelineError(f"backbones.{name}: {path} is a {card['backbone']}")
-    model = architecture(name, seed=0)
-    state = model.state_dict()
     trunk = {key.removeprefix("trunk."): value for key, value in load_file(path).items() if key.startswith("trunk.")}
-    lacking = sorted(set(state) - set(trunk))
-    if len(lacking) > 2 or not all(key.endswith((".weight", ".bias")) for key in lacking):
-        raise PipelineError(
-            f"backbones.{name}: {path} lacks more than its head ({', '.join(lacking[:5])}); take a model of a method "
-            "that keeps all layers"
-        )
-    return {**state, **trunk}, card
+    return under_a_head(trunk, name, str(path)), card
 
 
 def random_state(name: str) -> dict[str, torch.Tensor]:
@@ -164,7 +210,7 @@ def fetch(name: str, params: BackboneParams, *, base: Path, given: Path | None, 
     card: dict[str, Any] = {
         "backbone": name,
         "input": {"mean": spec.mean, "std": spec.std},
-        "request": params.model_dump(),
+        "request": params.request(),
     }
     if params.file is not None:
         path = base / params.file
@@ -179,7 +225,8 @@ def fetch(name: str, params: BackboneParams, *, base: Path, given: Path | None, 
             state, made = read_study_model(path, name)
             licence = licence or made["weights_licence"]
         else:
-            state = read_state(path, name)
+            state = renamed(read_state(path, name), params.rename, name)
+            state = state if params.head else under_a_head(state, name, params.file)
         card |= {"initialisation": origin, "name": params.description, "sha256": found, "licence": licence}
     else:
         enum = get_model_weights(name)
@@ -227,7 +274,7 @@ def main() -> None:
         card = args.out / name / WEIGHTS_CARD
         if card.is_file() and not args.again:
             known = json.loads(card.read_text(encoding="utf-8"))
-            if known["request"] == params.model_dump() and (known["initialisation"] != "random" or allow_random):
+            if known["request"] == params.request() and (known["initialisation"] != "random" or allow_random):
                 print(f"{name}: {known['name']} (there already)")
                 continue
         shutil.rmtree(args.out / name, ignore_errors=True)

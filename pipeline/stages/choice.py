@@ -48,6 +48,8 @@ def no_head(card: dict[str, Any]) -> str | None:
         return "the weights are random: no source classes"
     if str(card["request"].get("file")).endswith(".safetensors"):  # fetch_weights puts a random head there
         return "the weights are a study's own model, without a head of source classes"
+    if card["request"].get("head") is False:
+        return "the file of the weights has no class head"
     return None
 
 

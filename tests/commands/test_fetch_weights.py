@@ -13,11 +13,12 @@ import pytest
 import tiny
 import torch
 from pydantic import ValidationError
+from torch import nn
 from torchvision.models import ShuffleNet_V2_X0_5_Weights, get_model, list_models
 from torchvision.models import get_model_weights as weights_enum
 
 from pipeline.commands import fetch_weights
-from pipeline.commands.fetch_weights import BackboneParams, fetch, random_state, read_state
+from pipeline.commands.fetch_weights import BackboneParams, fetch, random_state, read_state, renamed
 from pipeline.errors import PipelineError
 from pipeline.params import ParamsError
 from pipeline.training.backbone import build
@@ -174,6 +175,8 @@ def test_a_files_views_of_one_storage_are_saved_each_for_itself(tmp_path, monkey
         {"file": "b"},
         {"file": "b", "sha256": "0" * 64},
         {"file": "b", "sha256": "0" * 8, "description": "x"},
+        {"weights": "A", "head": False},
+        {"file": "model.safetensors", "sha256": "0" * 64, "description": "x", "rename": {"a": "b"}},
         {"weights": "A", "url": "http://x"},
     ],
 )
@@ -320,6 +323,72 @@ def test_a_file_of_another_architecture_names_its_keys(tmp_path, monkeypatch):
     path = make_file(tmp_path / "usb", state)
     with pytest.raises(ParamsError, match=r"missing: conv1.0.weight \(1\); surplus: extra.weight \(1\)"):
         run(tmp_path, monkeypatch, "--from", tmp_path / "usb", url=f"{unreachable()}/{path.name}")
+
+
+def numbered(name, layers):
+    """A backbone as RadImageNet's authors save it: the children in a row under numbers, without the head."""
+    model = tiny_model(name)
+    state = nn.Sequential(*list(model.children())[:layers]).state_dict()
+    return model, {f"backbone.{key}": value for key, value in state.items()}
+
+
+def tiny_model(name):
+    torch.manual_seed(3)
+    return get_model(name, weights=None)
+
+
+def test_a_file_whose_modules_have_numbers_is_renamed(tmp_path, monkeypatch):
+    model, state = numbered("resnet18", 8)
+    path = make_file(tmp_path, state)
+    entry = {
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "description": "as RadImageNet",
+        "rename": {"backbone.0": "conv1", "backbone.1": "bn1"}
+        | {f"backbone.{n + 3}": f"layer{n}" for n in range(1, 5)},
+    }
+    with pytest.raises(ParamsError, match=r"missing: fc.bias, fc.weight \(2\)"):
+        run(tmp_path, monkeypatch, backbones={"resnet18": entry})
+    run(tmp_path, monkeypatch, backbones={"resnet18": entry | {"head": False}})
+    loaded, card = load_weights(tmp_path / "weights/resnet18")
+    own = model.state_dict()
+    assert all(torch.equal(loaded[key], own[key]) for key in own if not key.startswith("fc."))
+    assert card["request"]["head"] is False
+    grey = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    built = build("resnet18", 1, seed=0, state=loaded).trunk.eval()
+    with torch.no_grad():
+        ours = built(grey)
+        theirs = torch.flatten(nn.Sequential(*list(model.eval().children())[:9])(grey), 1)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_file_without_its_head_must_hold_all_the_rest(tmp_path, monkeypatch):
+    _, state = numbered("resnet18", 7)  # without layer4
+    path = make_file(tmp_path, state)
+    entry = {
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "description": "x",
+        "head": False,
+        "rename": {"backbone.0": "conv1", "backbone.1": "bn1"}
+        | {f"backbone.{n + 3}": f"layer{n}" for n in range(1, 4)},
+    }
+    with pytest.raises(PipelineError, match="lacks more than its head"):
+        run(tmp_path, monkeypatch, backbones={"resnet18": entry})
+
+
+def test_renaming_refuses_what_fits_nothing_and_what_collides():
+    state = {"a.1.weight": torch.zeros(1), "a.10.weight": torch.ones(1)}
+    assert set(renamed(state, {"a.1": "first", "a": "b"}, "x")) == {"first.weight", "b.10.weight"}
+    with pytest.raises(ParamsError, match="begins with c"):
+        renamed(state, {"c": "d"}, "x")
+    with pytest.raises(ParamsError, match="same name"):
+        renamed(state, {"a.1": "z", "a.10": "z"}, "x")
+
+
+def test_a_card_of_before_renaming_is_still_what_was_asked_for():
+    old = BackboneParams(weights="IMAGENET1K_V1")
+    assert set(old.request()) == {"weights", "file", "sha256", "description", "pretrained_on", "licence"}
 
 
 def test_densenets_old_names_of_modules_are_mended(tmp_path):

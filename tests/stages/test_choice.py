@@ -70,6 +70,7 @@ def test_a_head_without_bias_has_none():
         ({"initialisation": "file", "request": {"file": "radimagenet.pt"}}, None),
         ({"initialisation": "random", "request": {"weights": "IMAGENET1K_V1"}}, "weights are random"),
         ({"initialisation": "file", "request": {"file": "a/model.safetensors"}}, "a study's own model"),
+        ({"initialisation": "file", "request": {"file": "radimagenet.pt", "head": False}}, "has no class head"),
     ],
 )
 def test_which_weights_have_no_class_head(card, reason):
