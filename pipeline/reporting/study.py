@@ -275,25 +275,26 @@ WORST = Place("ood_test", "worst_site", "Elsewhere", "")
 DIFFERENCE = Place("ood_test", GAP, "Elsewhere", "")
 
 
+# The page's sections in order: each is the template of that name, and its words in the table of contents.
 _PARTS = {
     "summary": "Summary",
+    "funnel": "Patient flow",
+    "composition": "Who is in it",
+    "quality": "What the images look like",
+    "samples": "As the network sees them",
+    "leakage": "Splits and leakage",
+    "training": "Training",
     "verdict": "Does transfer help",
     "pixels": "What the images add",
     "efficiency": "Labels and cost",
     "choice": "Choosing a method",
-    "funnel": "From files to patients",
-    "samples": "Images",
-    "composition": "Who is in it",
-    "quality": "What they look like",
     "hospitals": "Per hospital",
-    "subgroups": "Subgroups",
     "mismatch": "Data mismatch",
     "diagnosis": "Diagnosis of shift",
     "stress": "Acquisition shift",
     "remedies": "Remedies",
     "calibration": "Calibration",
-    "training": "Training",
-    "leakage": "Leakage",
+    "subgroups": "Subgroups",
     "provenance": "Provenance",
     "reading": "How to read this",
 }
