@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from analysis.two_hospitals import predictions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scipy.special import expit
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from pipeline.analysis import plot_data
@@ -18,40 +18,6 @@ from pipeline.stages.report import ReportParams
 from pipeline.tables.contract import make_table
 from pipeline.tables.predictions import Predictions
 from pipeline.tables.training import Curves, Runs
-
-
-def predictions(num=60, seeds=(1, 2), **changes):
-    """Two hospitals; two images a patient; scores rounded, so that some are equal."""
-    rows = []
-    for method in ("scratch", "lp_ft"):
-        for seed in seeds:
-            rng = np.random.default_rng([seed, len(method)])
-            for site, split in (("home", "id_val"), ("home", "id_test"), ("away", "ood_test")):
-                labels = np.arange(num) % 3 == 0
-                logits = np.round(1.5 * labels + rng.normal(size=num) - 0.5, 1)
-                rows += [
-                    {
-                        "image_id": f"{split}-{i:03d}",
-                        "finding": "opacity",
-                        "run": f"resnet18-{method}-seed{seed}",
-                        "protocol": "home",
-                        "backbone": "resnet18",
-                        "method": method,
-                        "seed": seed,
-                        "label_fraction": 1.0,
-                        "draw": 0,
-                        "adaptation": "none",
-                        "patient_id": f"{split}-p{i // 6 * 3 + i % 3}",
-                        "site": site,
-                        "split": split,
-                        "label": int(labels[i]),
-                        "logit": logits[i],
-                        "probability": expit(logits[i]),
-                        **changes,
-                    }
-                    for i in range(num)
-                ]
-    return make_table(Predictions, pd.DataFrame(rows))
 
 
 def tables(frame, min_cell=0, bins=5):
