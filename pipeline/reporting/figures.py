@@ -41,7 +41,7 @@ METHOD_LOOKS = {
 }
 SPARE_LOOKS = (("#E69F00", "h"), ("#56B4E9", "d"), ("#009E73", "8"))
 _VERDICT_INK = {"helps": "#00664b", "harms": ALARM, "equivalent": "#0b5c8a", "undecided": MUTED}
-_SITE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d")
+SITE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d")
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -478,9 +478,8 @@ def reliability(study: Study, finding: str, backbone: str) -> Figure:
     return sheet.figure
 
 
-def training_curves(study: Study, backbone: str) -> Figure:
-    """Loss by epoch, one panel a method and phase, one line a training."""
-    look = looks(study)
+def loss_panels(study: Study, backbone: str) -> dict[tuple[str, str], dict[str, list[Row]]]:
+    """A panel a method and phase of training, in order; in it each training's epochs, where any loss is known."""
     panels: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for (run, phase, _), row in study.rows("curves"):
         of_backbone, method = study.run_family(run)
@@ -499,7 +498,17 @@ def training_curves(study: Study, backbone: str) -> Figure:
             phase,
         )
 
-    names = sorted(panels, key=position)
+    return {
+        panel: {run: sorted(rows, key=lambda row: row["epoch"]) for run, rows in panels[panel].items()}
+        for panel in sorted(panels, key=position)
+    }
+
+
+def training_curves(study: Study, backbone: str) -> Figure:
+    """Loss by epoch, one panel a method and phase, one line a training."""
+    look = looks(study)
+    panels = loss_panels(study, backbone)
+    names = list(panels)
     per_row, width, height = 3, 2.75, 1.75
     lines = max(1, -(-len(names) // per_row))
     sheet = Sheet(
@@ -522,8 +531,7 @@ def training_curves(study: Study, backbone: str) -> Figure:
         if len(phases) > 1:
             corner: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
             axes.text(0.99, 0.97, f"phase: {short(label(phase), 24)}", color=MUTED, size=8, **corner)
-        for rows in panels[method, phase].values():
-            by_epoch = sorted(rows, key=lambda row: row["epoch"])
+        for by_epoch in panels[method, phase].values():
             epochs = [row["epoch"] for row in by_epoch]
             missing = float("nan")
             for column, dashes in (("train_loss", (0, (2, 2))), ("id_val_loss", "-")):
@@ -648,7 +656,7 @@ def histograms(study: Study) -> Figure:
         rows = [row for _, row in study.rows("histograms", site=site)]
         dashes = "-" if site in study.sources else ((0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1, 1, 1)))[number % 3]
         share = [100 * row["share"] or float("nan") for row in rows]  # no pixel of it: no point on such an axis
-        colour = _SITE_COLOURS[number % len(_SITE_COLOURS)]
+        colour = SITE_COLOURS[number % len(SITE_COLOURS)]
         axes.plot([row["grey"] for row in rows], share, color=colour, ls=dashes, lw=1.9, label=short(label(site), 24))
     axes.set(xlabel="Grey (0 black, 1 white)", ylabel="Share of pixels per bin (%)", xlim=(0, 1), yscale="log")
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))

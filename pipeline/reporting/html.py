@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.reporting import figures, shift_figures
+from pipeline.reporting import figures, interactive, shift_figures, summary
 from pipeline.reporting.cells import Cells
 from pipeline.reporting.study import (
     BASELINES,
@@ -79,6 +79,7 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
         study: the tables.
         pictures: PNG files by name, as ``draw`` gives them.
     """
+    specs = {name: spec for name, spec in interactive.specs(study).items() if name in pictures}
     return (
         _environment()
         .get_template("page.html.j2")
@@ -103,9 +104,20 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
             HYPOTHESES=HYPOTHESES,
             PROBE_KINDS=PROBE_KINDS,
             remedy_label=remedy_label,
-            style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+            summary=summary,
+            specs=specs,
+            as_json=interactive.as_json,
+            library=interactive.library() if specs else None,
+            style=_own("page.css"),
+            script=_own("page.js"),
+            script_source=Markup(interactive.csp_source(_own("page.js").encode("utf-8"))),  # noqa: S704 - a hash
         )
     )
+
+
+def _own(name: str) -> Markup:
+    """One of our own files, to stand in the page as it is."""
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - no input of anybody's
 
 
 @cache
