@@ -31,9 +31,11 @@ def number(value: float | None, decimals: int = 3) -> str:
 
 
 def interval(row: Mapping[str, Any], value: str = "value", low: str = "ci_low", high: str = "ci_high") -> str:
-    """``value (low to high)``; the value alone where no interval can be had."""
-    if row[value] is None or row[low] is None or row[high] is None:
-        return number(row[value])
+    """``value (low to high)``; it says so where no interval can be had."""
+    if row[value] is None:
+        return number(None)
+    if row[low] is None or row[high] is None:
+        return f"{number(row[value])} (no interval)"
     return f"{number(row[value])} ({number(row[low])} to {number(row[high])})"
 
 
@@ -46,7 +48,7 @@ def count(row: Mapping[str, Any], column: str, min_cell: int) -> str:
 
 
 def composition_rows(rows: Sequence[Row], min_cell: int) -> list[Row]:
-    """``tables.images.Composition`` as text; where one label's count is hidden the next smallest is too: they add up."""
+    """``Composition`` as text; where one label's count is hidden the next smallest is too, since they add up."""
     made = []
     for row in rows:
         texts = {name: count(row, name, min_cell) for name in ("num_patients", "num_images", *_LABELS)}

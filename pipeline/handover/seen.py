@@ -67,30 +67,35 @@ def describe_seen(instances: pd.DataFrame, images: pd.DataFrame, accept: Mapping
     )
 
 
-def misfits(row: Mapping[str, Any], seen: Seen, preprocess: PreprocessParams) -> dict[str, str]:
-    """In what an image is unlike the training images: of ``tables.handover.MISFITS``, with words of no patient.
+def header_misfits(row: Mapping[str, Any], seen: Seen) -> dict[str, str]:
+    """In what an image's header is unlike those of the training images: misfit to words that name nobody.
 
     Headers of PNG and JPEG files record none of it: of those nothing can be checked.
 
     Args:
-        row: of it the columns of ``CHECKED``, and voi, window_center and window_width of ``tables.images.Images``.
+        row: of it the columns of ``CHECKED``, of ``tables.files.Instances``.
+        seen: the training images.
+    """
+    if seen.kind == "raster":
+        return {}
+    levels = {column: _level(row[column]) for column in CHECKED}
+    return {
+        misfit: f"{column} {levels[column]}; trained on {', '.join(seen.levels[column])}"
+        for column, misfit in CHECKED.items()
+        if levels[column] not in seen.levels[column] and levels[column] not in seen.accepted[column]
+    }
+
+
+def window_misfit(row: Mapping[str, Any], seen: Seen, preprocess: PreprocessParams) -> str:
+    """Why an image's grey values are not made as those of the training images were; "" where they are.
+
+    Args:
+        row: its modality, and voi, window_center and window_width of ``tables.images.Images``.
         seen: the training images.
         preprocess: the params of the arrays.
     """
     if seen.kind == "raster":
-        return {}
-    found = {}
-    for column, misfit in CHECKED.items():
-        level = _level(row[column])
-        if level not in seen.levels[column] and level not in seen.accepted[column]:
-            found[misfit] = f"{column} {level}; trained on {', '.join(seen.levels[column])}"
-    window = _window_misfit(row, seen, preprocess)
-    if window:
-        found["other_window"] = window
-    return found
-
-
-def _window_misfit(row: Mapping[str, Any], seen: Seen, preprocess: PreprocessParams) -> str:
+        return ""
     if NO_WINDOW in str(row["voi"]).split("+") and not seen.windowless:
         fixed = any(isinstance(rule, Window) for rule in preprocess.rules)
         return "values that were windowed already or are colours" if fixed else "no window in the header"

@@ -27,6 +27,7 @@ from pipeline.errors import PipelineError
 from pipeline.handover import bundle, card
 from pipeline.handover.monai_bundle import CHECK, SCHEMA_URL, inference_config, network_data_format
 from pipeline.handover.operation import operation
+from pipeline.handover.pictures import Pictures, draw_pictures
 from pipeline.handover.rule import Reference, decide, fit_reference, fix_rule
 from pipeline.handover.seen import CHECKED, describe_seen
 from pipeline.imaging.recipe import PreprocessParams
@@ -59,7 +60,6 @@ _PACKAGES = (
 )
 # What configs/inference.json imports beyond MONAI's own; not pinned by the study, so the oldest that will do.
 _REQUIRED = {"pandas": "3.0", "safetensors": "0.6"}
-_CHECK_PICTURES = 4
 _TEST_SPLITS = ("id_val", "id_test", "ood_test")
 # The same images through the same model, in batches of other images: rounding alone may differ.
 _ALIKE = 1e-3
@@ -115,7 +115,7 @@ class Chosen:
     batch_size: int
 
     def outputs(
-        self, images: Any, indices: npt.NDArray[np.int64]
+        self, images: Store | Pictures, indices: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
         """Logits (n, findings) and features (n, D) of some images of a store."""
         feed = ImageFeed(images, self.device, self.layout, AugmentParams(), 0)
@@ -183,31 +183,6 @@ def trained_on(args: Namespace, sides: SplitParams) -> tuple[pd.DataFrame, pd.Da
     instances = read_tables(Instances, [args.ingest / site / "instances.parquet" for site in sides.source])
     images = pd.concat([read_table(Images, args.images / site / INDEX_FILE) for site in sides.source])
     return instances[instances["image_id"].isin(used)], images[images["image_id"].isin(used)]
-
-
-def check_pictures(shape: tuple[int, int, int], bits: int) -> npt.NDArray[Any]:
-    """Pictures of nobody, (n, C, H, W) uint8 or uint16: coarse noise under fine noise, from a fixed generator."""
-    channels, rows, columns = shape
-    draw = np.random.default_rng(1)
-    coarse = (
-        draw.random((_CHECK_PICTURES, channels, 8, 8)).repeat(-(-rows // 8), axis=2).repeat(-(-columns // 8), axis=3)
-    )
-    mixed = 0.8 * coarse[:, :, :rows, :columns] + 0.2 * draw.random((_CHECK_PICTURES, channels, rows, columns))
-    return np.rint(mixed * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
-
-
-class _Pictures:
-    """A store in memory."""
-
-    def __init__(self, pixels: npt.NDArray[Any]) -> None:
-        self.pixels = pixels
-        self.shape = pixels.shape
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        return self.pixels[indices]
 
 
 def started_from(model: Mapping[str, Any]) -> str:
@@ -287,8 +262,8 @@ def main() -> None:
     metrics = card.records(own_metrics(predictions, judged, sides, args.ingest))
 
     versions = {package: version(package).split("+")[0] for package in _PACKAGES}
-    pictures = check_pictures(tuple(chosen.card["image_shape"]), preprocess.bits)
-    logits, _ = chosen.outputs(_Pictures(pictures), np.arange(len(pictures)))
+    pictures = draw_pictures(tuple(chosen.card["image_shape"]), preprocess.bits)
+    logits, _ = chosen.outputs(Pictures(pictures), np.arange(len(pictures)))
     application = bundle.Application(
         format=1,
         name=args.bundle,
