@@ -91,9 +91,9 @@ def inference_config(model: Classifier, card: Mapping[str, Any], batch_size: int
     return {
         "imports": [
             f"$import {name}"
-            for name in ("collections", "glob", "numpy", "os", "pandas", "safetensors.torch", "torch", "torchvision")
+            for name in ("collections", "glob", "numpy", "os", "pandas", "torch", "torchvision")
         ]
-        + ["$import torchvision.transforms.v2"],
+        + ["$import torchvision.transforms.v2", "$from safetensors.torch import load_file"],
         "bundle_root": ".",
         "dataset_dir": f"$@bundle_root + '/{CHECK}'",
         "output_file": "$@bundle_root + '/eval/predictions.csv'",
@@ -112,8 +112,8 @@ def inference_config(model: Classifier, card: Mapping[str, Any], batch_size: int
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "reader": "NumpyReader", "image_only": True},
-                {"_target_": "EnsureChannelFirstd", "keys": "image", "channel_dim": 0},
+                # Not LoadImaged: it warns of every reader of other formats that is not installed.
+                {"_target_": "Lambdad", "keys": "image", "func": "$numpy.load", "track_meta": False},
                 {
                     "_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 2**bits - 1, "b_min": 0.0,
                     "b_max": 1.0,
@@ -132,7 +132,7 @@ def inference_config(model: Classifier, card: Mapping[str, Any], batch_size: int
         "evaluator": "$torch.inference_mode()(lambda batch, infer=@inferer, net=@network_def, device=@device: "
         "infer(batch['image'].to(device), net).cpu())",
         "logits": "$torch.cat([*map(@evaluator, @dataloader)]).double()",
-        "weights": f"$safetensors.torch.load_file(@bundle_root + '/{WEIGHTS}')",
+        "weights": f"$load_file(@bundle_root + '/{WEIGHTS}')",
         # Into the network's own mapping, whose metadata some architectures refuse to be without.
         "state": "$@network_def.state_dict()",
         "initialize": [
