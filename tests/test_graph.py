@@ -139,6 +139,7 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
         "stress": {"monai", "numpy", "scipy", "torch", "torchvision"},
         "adapt": {"monai", "numpy", "scipy", "torch", "torchvision"},
         "diagnose": {"numpy", "scikit-learn", "scipy"},
+        "controls": {"numpy", "scikit-learn", "scipy"},
         "evaluate": {"numpy", "scipy"},
         "plots": {"numpy", "scipy"},
     }.get(module_of(stage).stem, set())

@@ -14,8 +14,9 @@ from scipy.special import logit
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.adaptation.interface import Adapted, Case, Decision, Evidence, Outcome
-from pipeline.adaptation.prior import Estimate, PriorParams, estimate
+from pipeline.adaptation.prior import PriorParams, estimate
 from pipeline.errors import PipelineError
+from pipeline.metrics.prevalence import Estimate
 from pipeline.training.backbone import Classifier
 from pipeline.training.feed import AugmentParams, ImageFeed, Indices, in_batches
 

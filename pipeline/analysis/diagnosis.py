@@ -11,20 +11,13 @@ import pandas as pd
 from pipeline.analysis import outlying, probes
 from pipeline.analysis.label_shift import Scores
 from pipeline.analysis.shift import DiagnoseParams, Embeddings, Model, diagnose_site
+from pipeline.embedded import Features
 from pipeline.metrics.binary import threshold_at_specificity
 from pipeline.splits import SplitParams
 from pipeline.tables.contract import Table, make_table
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Outlyingness, Probes, ShiftTests
 
 _HOME = ("id_val", "id_test")
-
-
-@dataclass(frozen=True)
-class Features:
-    """A backbone's embeddings ``array`` (N, D), and ``tables.diagnosis.Embedded`` in the order of its rows."""
-
-    index: pd.DataFrame
-    array: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -143,6 +136,8 @@ def scores_of(own: pd.DataFrame, site: str, target_labels: pd.Series | None) -> 
         there["logit"].to_numpy(float),
         there["patient_id"].to_numpy(object),
         known,
+        home["image_id"].to_numpy(object),
+        there["image_id"].to_numpy(object),
     )
 
 
@@ -157,7 +152,9 @@ def embeddings_of(features: Features, site: str) -> Embeddings:
     there = ((index["site"] == site) & (index["split"] == "target_adapt")).to_numpy(bool)
     home = index["split"].isin(["train", *_HOME]).to_numpy(bool)
     patients, names = index["patient_id"].to_numpy(object), index["image_id"].to_numpy(object)
-    return Embeddings(features.array[home], names[home], patients[home], features.array[there], patients[there])
+    return Embeddings(
+        features.array[home], names[home], patients[home], features.array[there], patients[there], names[there]
+    )
 
 
 def _of_backbone(

@@ -36,6 +36,8 @@ class Scores:
         target_logits: (M,) float64.
         target_patients: (M,) names.
         target_labels: (M,) 0, 1 or NaN; None where they may not be looked at.
+        ids: (N,) image_id, by which a backbone's features are found; None where there are none.
+        target_ids: (M,), likewise.
     """
 
     logits: FloatArray
@@ -44,6 +46,8 @@ class Scores:
     target_logits: FloatArray
     target_patients: NDArray[Any]
     target_labels: FloatArray | None = None
+    ids: NDArray[Any] | None = None
+    target_ids: NDArray[Any] | None = None
 
     @property
     def refusal(self) -> str:

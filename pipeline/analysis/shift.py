@@ -10,15 +10,17 @@ hypotheses are compatible at once, more the less data there is: no kind of shift
   have the target's estimated prevalence; embeddings and scores must then be alike (``matched_embedding_mmd``,
   ``matched_score_mmd``). The prevalence being estimated, the p-value is the largest over its confidence set plus the
   chance that the set misses (Berger & Boos 1994, JASA 89:1012).
+  Its estimate is by that mean score (black-box shift estimation), beside the one of maximum likelihood.
 - covariate_shift_only: p(y | x) is the source's. Without target labels any change of the images is compatible with
-  it, and nothing rejects it. With them: label given logit as at home (``label_given_score``). A score is less than an
-  image: it may also change its meaning because p(x) did.
-- label_and_covariate_shift: without labels nothing rejects it. With them: label given logit as at home but for a
-  constant, which is all that a change of prevalence does to log odds (``slope_given_score``).
+  it, and nothing rejects it. With them: label given score and propensity as at home (``label_given_propensity``, see
+  the module of that name). The score alone would not do: p(y | score) changes where p(x) alone did.
+- label_and_covariate_shift: without labels nothing rejects it. With them: the same but for a constant, which is all
+  that a change of prevalence does to log odds (``slope_given_propensity``).
 
-What a hypothesis implies is tested with it: with target labels ``label_given_score`` is a test of no_shift too, and
+What a hypothesis implies is tested with it: with target labels ``label_given_score`` is a test of no_shift, and
 ``slope_given_score`` one of label_shift_only. Each hypothesis has its own correction, so that a weaker one may be
-rejected where a stronger one just is not.
+rejected where a stronger one just is not. Where features tell the hospitals apart so well that few images could come
+from either, the last two are undetermined: no label can then say whether it means the same.
 
 Concept shift, a change of p(y | x) itself, cannot be identified without labels; rejection of the last two says that
 something is left which neither correction explains.
@@ -35,7 +37,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.analysis.covariate_shift import TwoSamples
-from pipeline.analysis.label_given_score import LineChange, line_change
+from pipeline.analysis.label_given_propensity import Remainder, propensity, remainder
+from pipeline.analysis.label_given_score import line_change
 from pipeline.analysis.label_shift import (
     LEAST_PATIENTS,
     PrevalenceEstimate,
@@ -43,6 +46,8 @@ from pipeline.analysis.label_shift import (
     compare_prevalence,
     estimate_prevalence,
 )
+from pipeline.errors import PipelineError
+from pipeline.metrics import prevalence
 from pipeline.params import Fraction, Seed, StrictParams
 from pipeline.tables.contract import make_table
 from pipeline.tables.diagnosis import HYPOTHESES, Diagnoses, ShiftTests
@@ -53,6 +58,7 @@ RealArray = NDArray[np.floating[Any]]
 Model = tuple[str, str, str]  # finding, backbone, method
 
 _TESTS_PER_MODEL = 3  # of one hypothesis, at most
+_LIKELIHOOD_RESAMPLES = 200  # as the remedies draw; each is an optimisation
 _NAN = float("nan")
 _NOTES = {
     "covariate_shift_only": "without target labels nothing can reject it: any change of the images is compatible",
@@ -86,6 +92,7 @@ class Embeddings:
         patients: (N,) names.
         target: (M, D) float.
         target_patients: (M,) names.
+        target_ids: (M,) image_id; None where no label of the target is looked at.
     """
 
     source: RealArray
@@ -93,6 +100,7 @@ class Embeddings:
     patients: NDArray[Any]
     target: RealArray
     target_patients: NDArray[Any]
+    target_ids: NDArray[Any] | None = None
 
 
 def seed_of(seed: int, *names: str) -> int:
@@ -134,7 +142,9 @@ def diagnose_site(
     gamma = params.alpha / (10 * max(family, 1))
     tests: list[dict[str, Any]] = []
     estimates: dict[Model, PrevalenceEstimate] = {}
-    lines: dict[Model, LineChange] = {}
+    likelihoods: dict[Model, prevalence.Estimate] = {}
+    left: dict[Model, Remainder] = {}
+    odds: dict[str, pd.Series] = {}
     patients = {("", name, ""): len(set(own.target_patients)) for name, own in embeddings.items()}
     patients |= {model: len(set(own.target_patients)) for model, own in scores.items()}
 
@@ -161,6 +171,10 @@ def diagnose_site(
         else:
             seed = seed_of(params.seed, *model)
             found = estimates[model] = estimate_prevalence(score, resamples=params.resamples, seed=params.seed)
+            likelihoods[model] = prevalence.estimate(
+                score.logits, score.labels.astype(np.float64), score.patients,
+                score.target_logits, score.target_patients, _LIKELIHOOD_RESAMPLES, params.seed,
+            )  # fmt: skip
             add(model, "no_shift", "mean_score", compare_prevalence(score, permutations=permutations, seed=seed))
             x, y = score.logits[:, None], score.target_logits[:, None]
             compared = TwoSamples.of(x, y, score.patients, score.target_patients, seed)
@@ -172,14 +186,17 @@ def diagnose_site(
                 result = samples[backbone].matched_test(own_labels, found, gamma, permutations)
                 add(model, "label_shift_only", "matched_embedding_mmd", result)
         if score.target_labels is not None:
-            change = lines[model] = line_change(
+            change = line_change(
                 score.logits, score.labels.astype(np.float64), score.patients,
                 score.target_logits, score.target_labels, score.target_patients,
             )  # fmt: skip
-            for hypothesis in ("no_shift", "covariate_shift_only"):
-                add(model, hypothesis, "label_given_score", change.both, change.note)
-            for hypothesis in ("label_shift_only", "label_and_covariate_shift"):
-                add(model, hypothesis, "slope_given_score", change.slope, change.note)
+            add(model, "no_shift", "label_given_score", change.both, change.note)
+            add(model, "label_shift_only", "slope_given_score", change.slope, change.note)
+            if backbone in embeddings and backbone not in odds:
+                odds[backbone] = _propensities(embeddings[backbone], seed_of(params.seed, "propensity", backbone))
+            rest = left[model] = _remainder(score, odds.get(backbone))
+            add(model, "covariate_shift_only", "label_given_propensity", rest.both, rest.note)
+            add(model, "label_and_covariate_shift", "slope_given_propensity", rest.slope, rest.note)
     frame = pd.DataFrame(tests, columns=list(ShiftTests.columns))
     for _, rows in frame.groupby("hypothesis"):
         frame.loc[rows.index, "p_holm"] = holm(rows["p_value"].to_list())
@@ -190,37 +207,76 @@ def diagnose_site(
         for hypothesis in HYPOTHESES:
             about = (frame["hypothesis"] == hypothesis) & (frame["backbone"] == model[1])
             own = frame[about & (frame["finding"].isin(["", model[0]])) & (frame["method"].isin(["", model[2]]))]
-            decided = _decide(own, hypothesis, params.alpha, estimates.get(model), lines.get(model))
+            decided = _decide(own, hypothesis, params.alpha)
+            if hypothesis == "label_shift_only" and model in estimates:
+                decided = _of_prevalence(decided, estimates[model], likelihoods[model])
+            elif hypothesis in _NOTES and model in left:
+                value, low, high = left[model].level if hypothesis == "covariate_shift_only" else left[model].change
+                decided |= {"estimate": value, "ci_low": low, "ci_high": high}
             diagnoses.append(
                 {**named, "site": site, "hypothesis": hypothesis, "num_patients": patients[model], **decided}
             )
     return make_table(Diagnoses, diagnoses), make_table(ShiftTests, frame)
 
 
-def _decide(
-    tests: pd.DataFrame, hypothesis: str, alpha: float, estimate: PrevalenceEstimate | None, line: LineChange | None
+def _propensities(own: Embeddings, seed: int) -> pd.Series:
+    """Log odds of the target by image_id, of all images of both sides."""
+    if own.target_ids is None:
+        raise ValueError("with target labels the embeddings need target_ids")
+    away = np.repeat([0.0, 1.0], [len(own.source), len(own.target)])
+    patients = np.concatenate([own.patients, own.target_patients])
+    features = np.concatenate([own.source, own.target])
+    return pd.Series(propensity(features, away, patients, seed), np.concatenate([own.source_ids, own.target_ids]))
+
+
+def _remainder(score: Scores, odds: pd.Series | None) -> Remainder:
+    """What the hospital adds to score and propensity; ``score`` has target labels.
+
+    Raises:
+        PipelineError: an image with a score has no features.
+    """
+    if odds is None or score.ids is None or score.target_ids is None or score.target_labels is None:
+        return Remainder.none("no features to tell the hospitals' images apart by")
+    ids = np.concatenate([score.ids, score.target_ids])
+    if missing := len(set(ids) - set(odds.index)):
+        raise PipelineError(f"every image with a prediction must have features; {missing} have none. Run `dvc repro`")
+    return remainder(
+        np.concatenate([score.logits, score.target_logits]),
+        np.concatenate([score.labels.astype(np.float64), score.target_labels]),
+        odds.loc[ids].to_numpy(np.float64),
+        np.repeat([0.0, 1.0], [len(score.ids), len(score.target_ids)]),
+        np.concatenate([score.patients, score.target_patients]),
+    )
+
+
+def _of_prevalence(
+    decided: dict[str, Any], estimate: PrevalenceEstimate, likelihood: prevalence.Estimate
 ) -> dict[str, Any]:
-    """Verdict, test, statistic, p_value, estimate, limits and note of one hypothesis from its own tests."""
-    made: dict[str, Any] = {"note": ""}
-    if hypothesis == "label_shift_only" and estimate is not None:
-        low, high = estimate.confidence_set(0.95)
-        made |= {"estimate": estimate.value, "ci_low": low, "ci_high": high}
-        made["note"] = f"prevalence at home {estimate.source:.3g}"
-        if np.isnan(estimate.value):
-            made["note"] += "; the model does not separate the labels at home"
-        elif np.isnan(low):
-            made["note"] += "; no prevalence explains the target's mean score"
-    if hypothesis in _NOTES and line is not None:
-        made |= {"estimate": line.change, "ci_low": line.low, "ci_high": line.high}
+    """With both estimates of the target's prevalence, their limits, and what is to be said of them."""
+    low, high = estimate.confidence_set(0.95)
+    note = f"prevalence at home {estimate.source:.3g}"
+    if np.isnan(estimate.value):
+        note += "; the model does not separate the labels at home"
+    elif np.isnan(low):
+        note += "; no prevalence explains the target's mean score"
+    if likelihood.reason:
+        note += f"; no estimate by likelihood: {likelihood.reason}"
+    made = {"estimate": estimate.value, "ci_low": low, "ci_high": high}
+    limits = dict(zip(("likelihood_low", "likelihood_high"), likelihood.interval, strict=True))
+    told = "; ".join(part for part in (note, decided["note"]) if part)
+    return decided | made | {"likelihood": likelihood.target, **limits, "note": told}
+
+
+def _decide(tests: pd.DataFrame, hypothesis: str, alpha: float) -> dict[str, Any]:
+    """Verdict, test, statistic, p_value and note of one hypothesis from its own tests."""
     tested = tests[tests["p_holm"].notna()]
     if len(tested):
         first = tested.loc[tested["p_holm"].astype(float).idxmin()]
         verdict = "rejected" if first["p_holm"] <= alpha else "compatible"
-        if first["test"] == "label_given_score":
-            made["note"] = "of the logit, which may change its meaning where p(x) alone changed"
-        return made | {"verdict": verdict, **first[["test", "statistic"]].to_dict(), "p_value": first["p_holm"]}
+        found = first[["test", "statistic"]].to_dict()
+        return {"verdict": verdict, **found, "p_value": first["p_holm"], "note": ""}
     if len(tests):
-        return made | {"verdict": "undetermined", "note": "; ".join(dict.fromkeys(tests["note"]))}
+        return {"verdict": "undetermined", "note": "; ".join(dict.fromkeys(tests["note"]))}
     untested = hypothesis in _NOTES
     note = _NOTES[hypothesis] if untested else "no predictions for the site"
-    return made | {"verdict": "compatible" if untested else "undetermined", "note": note}
+    return {"verdict": "compatible" if untested else "undetermined", "note": note}

@@ -12,6 +12,7 @@ from pipeline.tables.adaptation import Remedies
 from pipeline.tables.baseline import BaselineColumns
 from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
 from pipeline.tables.contract import Table, make_table
+from pipeline.tables.controls import Controls
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
@@ -101,6 +102,11 @@ _WORDS = {
     "embedding_mmd": "MMD of embeddings",
     "matched_embedding_mmd": "MMD of embeddings, prevalence matched",
     "matched_score_mmd": "MMD of scores, prevalence matched",
+    "label_given_score": "label given the score",
+    "slope_given_score": "label given the score, but for a constant",
+    "label_given_propensity": "label given score and features",
+    "slope_given_propensity": "label given score and features, but for a constant",
+    "same_method_twice": "One method against itself",
     "window": "contrast window",
     "corners": "the corners",
     "border": "the border",
@@ -148,6 +154,7 @@ CONTRACTS: dict[str, type[Table]] = {
     "diagnoses": Diagnoses,
     "probes": Probes,
     "abstention": Abstention,
+    "controls": Controls,
     "stress": StressCurves,
     "remedies": Remedies,
 }
@@ -293,6 +300,7 @@ _PARTS = {
     "diagnosis": "Diagnosis of shift",
     "stress": "Acquisition shift",
     "remedies": "Remedies",
+    "controls": "Controls",
     "calibration": "Calibration",
     "subgroups": "Subgroups",
     "provenance": "Provenance",
@@ -627,6 +635,7 @@ class Study:
             "subgroups": bool(self.backbones) and any(self.groups(finding) for finding in self.findings),
             "mismatch": any(self.families_in("mismatch", backbone) for backbone in self.backbones),
             "diagnosis": has["diagnoses"] or has["probes"] or has["abstention"],
+            "controls": has["controls"],
             "stress": has["stress"],
             "remedies": bool(self._remedy_of) or has["remedies"],
         }

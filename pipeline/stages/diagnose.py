@@ -12,37 +12,20 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from pipeline import cli
-from pipeline.analysis.diagnosis import Cues, Features, by_finding, diagnose, mean_logits
+from pipeline.analysis.diagnosis import Cues, by_finding, diagnose, mean_logits
 from pipeline.analysis.probes import border_cues, header_cues
 from pipeline.analysis.shift import DiagnoseParams
-from pipeline.errors import PipelineError
+from pipeline.embedded import read_features
 from pipeline.imaging.store import INDEX_FILE, Store
 from pipeline.params import check_versions, load_names, load_params
 from pipeline.splits import SplitParams
 from pipeline.tables.contract import plain_text, read_table, read_tables, write_table
-from pipeline.tables.diagnosis import Embedded
 from pipeline.tables.files import Instances, Manifest
 from pipeline.tables.images import Images, Splits
 from pipeline.tables.labels import Labels
 from pipeline.tables.predictions import Predictions
 
 _BATCH = 256
-
-
-def read_features(folder: Path) -> Features:
-    """A backbone's embeddings, mapped.
-
-    Raises:
-        PipelineError: they are not there, or do not belong together.
-    """
-    index = plain_text(read_table(Embedded, folder / "index.parquet")).sort_values("row", ignore_index=True)
-    try:
-        array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
-        raise PipelineError(f"{folder}/features.npy is missing or damaged; `dvc repro` makes it") from None
-    if array.ndim != 2 or not np.array_equal(index["row"].to_numpy(np.int64), np.arange(len(array))):
-        raise PipelineError(f"{folder}: features.npy and index.parquet differ in their rows; `dvc repro` makes both")
-    return Features(index, array)
 
 
 def read_cues(images: Path, ingest: Path, manifests: Path, sites: list[str], used: pd.DataFrame) -> Cues:

@@ -24,6 +24,7 @@ from pipeline.tables.adaptation import Remedies
 from pipeline.tables.baseline import BaselineColumns
 from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
 from pipeline.tables.contract import Table, make_table, read_table
+from pipeline.tables.controls import Controls
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
@@ -62,6 +63,7 @@ _OPTIONAL: tuple[tuple[str, type[Table], str, str], ...] = (
     ("diagnoses", Diagnoses, "diagnose", "diagnoses"),
     ("probes", Probes, "diagnose", "probes"),
     ("abstention", Abstention, "diagnose", "abstention"),
+    ("controls", Controls, "controls", "controls"),
     ("stress", StressCurves, "stress", "curves"),
 )
 # What evaluate writes where it was given more than predictions.
@@ -143,7 +145,7 @@ def main() -> None:
         labels="the folder of all sites' labels",
         out="folder for index.html and figures/",
     )
-    for name in ("baseline", "choice", "search", "diagnose", "stress"):
+    for name in ("baseline", "choice", "search", "diagnose", "controls", "stress"):
         arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of {name}")
     arguments.add_argument("--adapt", type=Path, metavar="PATH", help="the folder of all remedies")
     args = arguments.parse_args()

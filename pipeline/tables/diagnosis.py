@@ -34,9 +34,10 @@ class Diagnoses(Table):
 
     ``statistic`` and ``p_value`` (Holm over the site's tests of the hypothesis) are of ``test``, the one with the
     smallest p-value; null where nothing can test it (``note``). ``estimate`` with 95 % limits: label_shift_only, the
-    target's prevalence; covariate_shift_only and label_and_covariate_shift, with target labels, the target's slope of
-    the label's log odds on the logit less the source's. ``num_patients``: the target's. ``finding`` and ``method`` are
-    "" where there are no predictions for the site.
+    target's prevalence by black-box shift estimation, and beside it ``likelihood``, the same by maximum likelihood;
+    with target labels, among images of one propensity, covariate_shift_only, the label's log odds at the mean score
+    less the source's, and label_and_covariate_shift, their slope on the logit less the source's. ``num_patients``: the
+    target's. ``finding`` and ``method`` are "" where there are no predictions for the site.
     """
 
     columns: ClassVar = {
@@ -52,6 +53,9 @@ class Diagnoses(Table):
         "estimate": pa.float64(),
         "ci_low": pa.float64(),
         "ci_high": pa.float64(),
+        "likelihood": pa.float64(),
+        "likelihood_low": pa.float64(),
+        "likelihood_high": pa.float64(),
         "num_patients": pa.int64(),
         "note": pa.string(),
     }

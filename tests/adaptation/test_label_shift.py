@@ -10,7 +10,8 @@ from scipy.special import expit, logit
 
 from pipeline.adaptation import label_shift, prevalence
 from pipeline.adaptation.interface import Evidence, Scores
-from pipeline.adaptation.prior import estimate, maximum_likelihood, platt
+from pipeline.adaptation.prior import estimate
+from pipeline.metrics.prevalence import maximum_likelihood, platt
 
 PARAMS = label_shift.Params(base="scratch", resamples=100)
 

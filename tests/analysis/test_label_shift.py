@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from analysis.shifted import MODEL, hospital, pair
+from analysis.shifted import MODEL, Hospital, images, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
@@ -17,8 +17,8 @@ from pipeline.analysis.label_shift import (
 
 
 def scores(rng, home=0.4, away=0.75, patients=(80, 60)):
-    _, labels, names, logits = hospital(rng, patients[0], home)
-    _, _, target_names, target_logits = hospital(rng, patients[1], away)
+    _, labels, names, logits = images(rng, patients[0], Hospital(home))
+    _, _, target_names, target_logits = images(rng, patients[1], Hospital(away))
     return Scores(logits, labels, names, target_logits, target_names)
 
 
@@ -36,7 +36,7 @@ def test_estimate_is_the_published_formula():
 def test_estimate_is_exact_on_a_mixture_of_the_source_itself():
     """The target is the source's positives three times and its negatives once."""
     rng = np.random.default_rng(0)
-    _, labels, names, logits = hospital(rng, 60, 0.5)
+    _, labels, names, logits = images(rng, 60, Hospital(0.5))
     rows = np.concatenate([np.repeat(np.flatnonzero(labels == 1), 3), np.flatnonzero(labels == 0)])
     found = estimate_prevalence(Scores(logits, labels, names, logits[rows], names[rows]), resamples=50, seed=1)
     assert found.value == pytest.approx(labels[rows].mean(), abs=1e-9)
@@ -44,7 +44,7 @@ def test_estimate_is_exact_on_a_mixture_of_the_source_itself():
 
 def test_calibration_ignores_the_logits_unit():
     rng = np.random.default_rng(0)
-    _, labels, _, logits = hospital(rng, 300, 0.4)
+    _, labels, _, logits = images(rng, 300, Hospital(0.4))
     plain, other = calibrated(logits, labels, logits), calibrated(3 * logits - 7, labels, 3 * logits - 7)
     assert plain == pytest.approx(other, abs=1e-6)
     assert np.mean(1 / (1 + np.exp(-plain))) == pytest.approx(labels.mean(), abs=1e-3)

@@ -152,6 +152,7 @@ def _diagnoses(models: list[tuple[str, str]], targets: tuple[str, ...], finding:
         "label_shift_only": {
             "verdict": "compatible", "test": "matched_embedding_mmd", "statistic": 0.01, "p_value": 0.41,
             "estimate": 0.21, "ci_low": 0.12, "ci_high": 0.33, "note": "prevalence at home 0.13",
+            "likelihood": 0.24, "likelihood_low": 0.16, "likelihood_high": 0.31,
         },
         "covariate_shift_only": {"verdict": "compatible", "note": "without target labels nothing can reject it"},
         "label_and_covariate_shift": {

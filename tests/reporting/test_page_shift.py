@@ -156,7 +156,7 @@ class TestDiagnosis:
         made = shown(page, "diagnosis")
         assert "concept shift (the same image meaning another label) cannot be identified" in made
         assert made.count("rejected p 0.0004") == len(fabricated.BACKBONES) * len(fabricated.METHODS) * 2
-        assert "prevalence 0.21 (0.12 to 0.33)" in made
+        assert "prevalence 0.21 (0.12 to 0.33) by likelihood 0.24 (0.16 to 0.31)" in made
         assert "slope −0.40 (−1.20 to +0.30)" in made
 
     @pytest.mark.parametrize("part", sorted(OF_SHIFT))
