@@ -137,6 +137,7 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
         "search": {"monai", "numpy", "scikit-learn", "torch", "torchvision"},
         "embed": {"torch", "torchvision"},
         "stress": {"monai", "numpy", "scipy", "torch", "torchvision"},
+        "membership": {"monai", "numpy", "scikit-learn", "scipy", "torch", "torchvision"},
         "adapt": {"monai", "numpy", "scipy", "torch", "torchvision"},
         "diagnose": {"numpy", "scikit-learn", "scipy"},
         "controls": {"numpy", "scikit-learn", "scipy"},

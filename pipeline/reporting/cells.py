@@ -35,7 +35,7 @@ _SIGNED = {
     "gap",
 }
 _SHARES = {"share", "saving"}
-_NO_PEOPLE = {"num_parameters", "num_runs", "num_backbones", "num_families"}
+_NO_PEOPLE = {"num_parameters", "num_runs", "num_backbones", "num_families", "num_references"}
 # A label budget is what the study sets, no count of who is in it: it is told however small.
 _BUDGETS = {"labelled_patients", "all_patients"}
 _SETTINGS = {"margin", "alpha", "strength"}  # as they were set, not rounded

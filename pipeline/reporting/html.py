@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.reporting import figures, interactive, shift_figures, summary
+from pipeline.reporting import figures, interactive, privacy_figures, shift_figures, summary
 from pipeline.reporting.cells import Cells
 from pipeline.reporting.study import (
     BASELINES,
@@ -25,6 +25,7 @@ from pipeline.reporting.study import (
     WORST,
     Study,
     against_zero,
+    attack_label,
     remedy_label,
     slug,
 )
@@ -32,6 +33,14 @@ from pipeline.tables.diagnosis import HYPOTHESES, PROBE_KINDS
 from pipeline.tables.quality import OUTLIER_KINDS
 
 _TEMPLATES = Path(__file__).parent / "templates"
+
+_ATTACK_WORDS = {
+    "loss": "A model is surer of the right label of patients that it was trained on.",
+    "entropy": "A model is surer of patients that it was trained on; the attacker need not know the label.",
+    "modified_entropy": "As the loss, with a threshold for each class, read off validation patients.",
+    "calibrated": "As the loss, less what models say that were not trained on the patient: easy patients look easy to "
+    "them too.",
+}
 
 
 def draw(
@@ -66,6 +75,9 @@ def draw(
                 drawn[f"costs-{names}"] = figures.to_png(figures.costs, study, finding, backbone)
             drawn[f"forest-{names}"] = figures.to_png(figures.forest, study, finding, backbone)
             drawn[f"reliability-{names}"] = figures.to_png(figures.reliability, study, finding, backbone)
+    for backbone in study.backbones:
+        if study.attacked(backbone):
+            drawn[f"membership-{slug(backbone)}"] = figures.to_png(privacy_figures.membership, study, backbone)
     for name, draw_one in (("stress", shift_figures.stress), ("abstention", shift_figures.abstention)):
         for finding, backbone in study.subjects(name):
             drawn[f"{name}-{slug(finding, backbone)}"] = figures.to_png(draw_one, study, finding, backbone)
@@ -104,6 +116,8 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
             HYPOTHESES=HYPOTHESES,
             PROBE_KINDS=PROBE_KINDS,
             remedy_label=remedy_label,
+            attack_label=attack_label,
+            ATTACK_WORDS=_ATTACK_WORDS,
             summary=summary,
             specs=specs,
             as_json=interactive.as_json,

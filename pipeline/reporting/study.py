@@ -18,6 +18,7 @@ from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Me
 from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.images import Flow, Leakage
 from pipeline.tables.labels import LabelIssues
+from pipeline.tables.membership import ATTACKS, MembershipAttacks, MembershipExposures
 from pipeline.tables.mismatch import Mismatch
 from pipeline.tables.protocol import Openings, Protocols
 from pipeline.tables.quality import OUTLIER_KINDS, Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
@@ -113,6 +114,12 @@ _WORDS = {
     "file": "how the file came about",
     "acquisition": "acquisition fields",
 }
+_ATTACK_LABELS = {
+    "loss": "Loss",
+    "entropy": "Entropy",
+    "modified_entropy": "Modified entropy, by class",
+    "calibrated": "Calibrated by references",
+}
 _LAST_LEVELS = ("not annotated", "contradictory", "missing")
 MAX_SUSPECTS = 24
 CALIBRATION_METRICS = (
@@ -157,6 +164,8 @@ CONTRACTS: dict[str, type[Table]] = {
     "controls": Controls,
     "stress": StressCurves,
     "remedies": Remedies,
+    "attacks": MembershipAttacks,
+    "exposures": MembershipExposures,
 }
 
 _TRAINING = re.compile(r"-seed\d")  # in the name of a single run
@@ -184,6 +193,11 @@ def label(name: str) -> str:
 def remedy_label(name: str) -> str:
     """A remedy in words; ``label`` would take some for a metric."""
     return REMEDIES.get(name) or label(name)
+
+
+def attack_label(name: str) -> str:
+    """An attack on a model's privacy in words."""
+    return _ATTACK_LABELS.get(name) or label(name)
 
 
 def slug(*parts: str) -> str:
@@ -303,6 +317,7 @@ _PARTS = {
     "controls": "Controls",
     "calibration": "Calibration",
     "subgroups": "Subgroups",
+    "membership": "Model privacy",
     "provenance": "Provenance",
     "reading": "How to read this",
 }
@@ -638,8 +653,46 @@ class Study:
             "controls": has["controls"],
             "stress": has["stress"],
             "remedies": bool(self._remedy_of) or has["remedies"],
+            "membership": any(self.attacked(backbone) for backbone in self.backbones),
         }
         return {name: words for name, words in _PARTS.items() if there.get(name, True)}
+
+    @cached_property
+    def all_attacks(self) -> list[str]:
+        """The attacks on membership that have a value anywhere."""
+        return [name for name in ATTACKS if self.defined("attacks", "auroc", attack=name)]
+
+    def attacked(self, backbone: str) -> list[Family]:
+        """A backbone's families whose trainings with all labels were attacked."""
+        known = {row["run"] for _, row in self.rows("attacks")}
+        return [family for family in self.families_of(backbone) if family.run in known]
+
+    def attacks(self, backbone: str) -> list[str]:
+        """The attacks that have a value for any family of a backbone, the first known one where none has."""
+        mine = [
+            name
+            for name in self.all_attacks
+            if any(self.defined("attacks", "auroc", run=family.run, attack=name) for family in self.attacked(backbone))
+        ]
+        return mine or list(ATTACKS[:1])
+
+    @cached_property
+    def controlled(self) -> set[str]:
+        """The families that have a control beside an attack."""
+        return {row["run"] for _, row in self.rows("attacks") if row["control"] is not None}
+
+    def notes_of_attacks(self, backbone: str) -> list[Noted]:
+        """The different notes on attacks on a backbone's families."""
+        mine = {family.run for family in self.attacked(backbone)}
+        found = [Noted(n.key, tuple(r for r in n.rows if r["run"] in mine)) for n in self.notes("attacks")]
+        # The key must be of a row that is told of.
+        return [Noted((n.rows[0]["run"], n.rows[0]["attack"]), n.rows) for n in found if n.rows]
+
+    def exposed(self, backbone: str) -> list[str]:
+        """A backbone's trainings with all labels whose exposed patients were counted."""
+        counted = {row["run"] for _, row in self.rows("exposures")}
+        whole = self.rows("runs", backbone=backbone, label_fraction=1.0, shots=None)
+        return [run for (run,), _ in whole if run in counted]
 
     def methods_in(self, table: str, **wanted: Any) -> list[str]:
         """The methods in rows with the wanted values, in their order."""

@@ -30,6 +30,7 @@ from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Me
 from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.images import Flow, Images, Leakage, Splits
 from pipeline.tables.labels import LabelIssues, Labels
+from pipeline.tables.membership import MembershipAttacks, MembershipExposures
 from pipeline.tables.mismatch import Mismatch
 from pipeline.tables.protocol import Openings, Protocols
 from pipeline.tables.quality import Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
@@ -65,6 +66,8 @@ _OPTIONAL: tuple[tuple[str, type[Table], str, str], ...] = (
     ("abstention", Abstention, "diagnose", "abstention"),
     ("controls", Controls, "controls", "controls"),
     ("stress", StressCurves, "stress", "curves"),
+    ("attacks", MembershipAttacks, "membership", "attacks"),
+    ("exposures", MembershipExposures, "membership", "exposures"),
 )
 # What evaluate writes where it was given more than predictions.
 _IF_EVALUATED: tuple[tuple[str, type[Table]], ...] = (
@@ -145,7 +148,7 @@ def main() -> None:
         labels="the folder of all sites' labels",
         out="folder for index.html and figures/",
     )
-    for name in ("baseline", "choice", "search", "diagnose", "controls", "stress"):
+    for name in ("baseline", "choice", "search", "diagnose", "controls", "stress", "membership"):
         arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of {name}")
     arguments.add_argument("--adapt", type=Path, metavar="PATH", help="the folder of all remedies")
     args = arguments.parse_args()

@@ -84,6 +84,7 @@ class Project:
         params["search"]["epochs"] = [1]
         params["stress"] |= {"kinds": ["marker"], "severities": [5], "resamples": 100}
         params["diagnose"]["permutations"] = 100
+        params["membership"] |= {"resamples": 100}
         project.params = params
         return project
 

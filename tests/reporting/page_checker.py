@@ -17,6 +17,7 @@ from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Me
 from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.images import Flow, Leakage
 from pipeline.tables.labels import LabelIssues
+from pipeline.tables.membership import MembershipAttacks, MembershipExposures
 from pipeline.tables.mismatch import Mismatch
 from pipeline.tables.protocol import Openings, Protocols
 from pipeline.tables.quality import Balance, GreyHistograms, OutlierCounts, Outliers, TableOne
@@ -56,9 +57,11 @@ CONTRACTS: dict[str, type[Table]] = {
     "abstention": Abstention,
     "stress": StressCurves,
     "remedies": Remedies,
+    "attacks": MembershipAttacks,
+    "exposures": MembershipExposures,
 }
 NO_PEOPLE = ("num_parameters", "num_runs", "num_backbones", "num_families")
-NO_PEOPLE += ("rung", "epochs", "rank", "entry", "opening", "sample_size")
+NO_PEOPLE += ("exposed_at_least", "rung", "epochs", "rank", "entry", "opening", "sample_size")
 SUBGROUP = re.compile(r"(?!site=)[a-z_]+=|worst_(?!site$)")
 WHOLE = ("labelled_patients", "all_patients")
 METHOD_WORDS = {"l2-sp"}  # a name that is spelled otherwise than in the tables

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reporting import fabricated
 from reporting.page_checker import misquoted, read, untraced
 
-from pipeline.reporting import cells, figures, html, shift_figures
+from pipeline.reporting import cells, figures, html, privacy_figures, shift_figures
 from pipeline.reporting.study import Study, against_zero, slug
 from pipeline.tables.contract import make_table
 from pipeline.tables.evaluation import Efficiency, Metrics, Verdicts
@@ -43,6 +43,7 @@ SECTIONS = [
     "remedies",
     "calibration",
     "subgroups",
+    "membership",
     "provenance",
     "reading",
 ]
@@ -565,6 +566,7 @@ class TestFigures:
                 figures.costs(study, fabricated.FINDING, "resnet18"),
                 shift_figures.stress(study, fabricated.FINDING, "resnet18"),
                 shift_figures.abstention(study, fabricated.FINDING, "resnet18"),
+                privacy_figures.membership(study, "resnet18"),
             ):
                 canvas = FigureCanvasAgg(figure)
                 canvas.draw()

@@ -16,10 +16,10 @@ from pipeline.tables.contract import make_table
 from pipeline.tables.evaluation import Metrics
 from pipeline.tables.protocol import Protocols
 
-OF_SHIFT = {"pixels", "choice", "subgroups", "mismatch", "diagnosis", "stress", "remedies"}
+OF_SHIFT = {"pixels", "choice", "subgroups", "mismatch", "diagnosis", "stress", "remedies", "membership"}
 LEFT_OUT = (
     "baseline_columns", "mismatch", "scores", "rank_correlations", "rungs", "search_outcome", "protocol", "openings",
-    "diagnoses", "probes", "abstention", "stress", "remedies",
+    "diagnoses", "probes", "abstention", "stress", "remedies", "attacks", "exposures",
 )  # fmt: skip
 
 

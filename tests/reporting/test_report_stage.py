@@ -84,7 +84,7 @@ def whole_folder(study_folder: Path) -> Path:
     return study_folder
 
 
-SHIFT = ("baseline", "choice", "search", "diagnose", "stress", "adapt")
+SHIFT = ("baseline", "choice", "search", "diagnose", "stress", "membership", "adapt")
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool, more: tuple[str, ...] = ()) -> str:
