@@ -236,7 +236,7 @@ def test_references_find_what_the_loss_alone_does_not():
 
 
 def test_references_invent_nothing():
-    """No training effect: a half, and no more than the level in the upper tail either (members have fewer references)."""
+    """No training effect: a half, and the level in the upper tail too, though members have fewer references."""
     areas, tails = [], []
     for seed in range(60):
         own, others, halves = random_study(seed, gain=0.0, members=80, others=80, draws=3, hardness=0.0)
