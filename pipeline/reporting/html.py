@@ -39,7 +39,7 @@ _ATTACK_WORDS = {
     "entropy": "A model is surer of patients that it was trained on; the attacker need not know the label.",
     "modified_entropy": "As the loss, with a threshold for each class, read off validation patients.",
     "calibrated": "As the loss, less what models say that were not trained on the patient: easy patients look easy to "
-    "them too.",
+    "them too. Only of patients whom another training left out.",
 }
 
 

@@ -117,8 +117,8 @@ _WORDS = {
 _ATTACK_LABELS = {
     "loss": "Loss",
     "entropy": "Entropy",
-    "modified_entropy": "Modified entropy, by class",
-    "calibrated": "Calibrated by references",
+    "modified_entropy": "Modified entropy",
+    "calibrated": "Calibrated",
 }
 _LAST_LEVELS = ("not annotated", "contradictory", "missing")
 MAX_SUSPECTS = 24

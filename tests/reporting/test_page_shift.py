@@ -187,6 +187,31 @@ class TestRemedies:
         assert len(misquoted(read(wrong), study.frames, study.min_cell)) == 1
 
 
+class TestMembership:
+    def test_attacks_and_their_control(self, page: str):
+        rows = re.findall(r"<tr>.*?</tr>", section(page, "membership"), re.DOTALL)
+        leaking = [text_of(row) for row in rows if "0.34" in row]
+        assert len(leaking) == 3 * len(fabricated.BACKBONES)
+        assert all(re.search(r"0\.28 to 0\.40\s*7", row) for row in leaking), leaking[0]
+        assert shown(page, "membership").count("Control: patients of the training side") == len(fabricated.BACKBONES)
+        assert "calibrated; Full fine-tuning" in shown(page, "membership")
+
+    def test_a_level_that_too_few_patients_allow_is_a_sentence(self, page: str):
+        made = section(page, "membership")
+        assert text_of(made).count("this study is too small to say: a threshold at this rate needs") == 2
+        assert "of 0.01 of patients" in text_of(made)
+
+    def test_an_attack_without_any_value_has_no_column(self):
+        frame = fabricated.study().frames["attacks"]
+        none = frame.assign(auroc=frame["auroc"].where(frame["attack"] != "calibrated"))
+        assert "Calibrated" not in shown(with_frame(attacks=none), "membership")
+
+    def test_no_promise_is_made(self, page: str):
+        told = shown(page, "membership")
+        assert "No training on this page was differentially private" in told
+        assert not re.search(r"is private[^.]*\. It is|safe|guaranteed", told)
+
+
 class TestSubgroups:
     def test_few_patients_are_hidden(self, page: str):
         of_few = [(a, text) for a, text in read(page).data if "age_band=80+" in a.get("data-key", "")]
