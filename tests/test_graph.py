@@ -139,6 +139,8 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
         "stress": {"monai", "numpy", "scipy", "torch", "torchvision"},
         "membership": {"monai", "numpy", "scikit-learn", "scipy", "torch", "torchvision"},
         "adapt": {"monai", "numpy", "scipy", "torch", "torchvision"},
+        "continual": {"monai", "numpy", "torch", "torchvision"},
+        "forgetting": {"numpy", "scipy"},
         "diagnose": {"numpy", "scikit-learn", "scipy"},
         "controls": {"numpy", "scikit-learn", "scipy"},
         "evaluate": {"numpy", "scipy"},

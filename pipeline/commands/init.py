@@ -122,6 +122,10 @@ def study_params(title: str, surveys: Mapping[str, Survey], key_fingerprint: str
             demo["verdict"],
             "margin: the difference in AUROC that does not matter for what this is for; decide before results are seen",
         ),
+        "continual": (
+            {"backbones": []},
+            "One hospital after another joins the study; docs/howto/continual.md. Spends the labels of target_adapt",
+        ),
         "weights": ({"allow_random": False}, "From here on as in the demo; longer training will pay"),
     }  # fmt: skip
     sites = "".join(_site_text(name, surveys[name]) for name in names)

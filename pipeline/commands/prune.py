@@ -49,8 +49,9 @@ def main() -> None:
     for file, names in by_file.items():
         for name in prune_lock(file.with_name("dvc.lock"), names, Path.cwd()):
             print(f"removed {name}")
-    # Where params name no remedy no stage makes it, and DVC wants what a stage depends on to be there.
-    Path("data/adapt").mkdir(parents=True, exist_ok=True)
+    # Where params name nothing of the kind no stage makes it, and DVC wants what a stage depends on to be there.
+    for name in ("adapt", "continual", "forgetting"):
+        Path("data", name).mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":

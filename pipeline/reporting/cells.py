@@ -141,6 +141,8 @@ def shown(row: Row, column: str, min_cell: int) -> str:
 def _is_signed(row: Row, column: str, metric: str) -> bool:
     if "hypothesis" in row and column in ("estimate", "ci_low", "ci_high"):
         return bool(row["hypothesis"] != "label_shift_only")
+    if "measure" in row:  # of continual learning: all are differences but one
+        return bool(row["measure"] != "final_auroc") or column.startswith("difference")
     of_difference = "difference" in row and "severity" not in row
     return metric in _SIGNED or row.get("group") == GAP or (column.startswith("ci_") and of_difference)
 

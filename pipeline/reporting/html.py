@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.reporting import figures, interactive, privacy_figures, shift_figures, summary
+from pipeline.reporting import continual_figures, figures, interactive, privacy_figures, shift_figures, summary
 from pipeline.reporting.cells import Cells
 from pipeline.reporting.study import (
     BASELINES,
@@ -29,6 +29,7 @@ from pipeline.reporting.study import (
     remedy_label,
     slug,
 )
+from pipeline.tables.continual import MEASURES as CONTINUAL_MEASURES
 from pipeline.tables.diagnosis import HYPOTHESES, PROBE_KINDS
 from pipeline.tables.quality import OUTLIER_KINDS
 
@@ -81,6 +82,10 @@ def draw(
     for name, draw_one in (("stress", shift_figures.stress), ("abstention", shift_figures.abstention)):
         for finding, backbone in study.subjects(name):
             drawn[f"{name}-{slug(finding, backbone)}"] = figures.to_png(draw_one, study, finding, backbone)
+    for finding, backbone in study.subjects("continual_scores"):
+        drawn[f"continual-{slug(finding, backbone)}"] = figures.to_png(
+            continual_figures.sequence, study, finding, backbone
+        )
     return drawn
 
 
@@ -113,6 +118,7 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
             MINUS_PLAIN=MINUS_PLAIN,
             SUBGROUP_METRICS=SUBGROUP_METRICS,
             KINDS=OUTLIER_KINDS,
+            CONTINUAL_MEASURES=CONTINUAL_MEASURES,
             HYPOTHESES=HYPOTHESES,
             PROBE_KINDS=PROBE_KINDS,
             remedy_label=remedy_label,

@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.tables.adaptation import Remedies
 from pipeline.tables.baseline import BaselineColumns
 from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
+from pipeline.tables.continual import STRATEGIES, ContinualMeasures, ContinualScores, ContinualSteps
 from pipeline.tables.contract import Table, make_table
 from pipeline.tables.controls import Controls
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
@@ -166,6 +167,9 @@ CONTRACTS: dict[str, type[Table]] = {
     "remedies": Remedies,
     "attacks": MembershipAttacks,
     "exposures": MembershipExposures,
+    "continual_steps": ContinualSteps,
+    "continual_scores": ContinualScores,
+    "continual_measures": ContinualMeasures,
 }
 
 _TRAINING = re.compile(r"-seed\d")  # in the name of a single run
@@ -315,6 +319,7 @@ _PARTS = {
     "stress": "Acquisition shift",
     "remedies": "Remedies",
     "controls": "Controls",
+    "continual": "One hospital after another",
     "calibration": "Calibration",
     "subgroups": "Subgroups",
     "membership": "Model privacy",
@@ -640,6 +645,16 @@ class Study:
                 found[row["kind"]] = max(row["severity"], found.get(row["kind"], 0))
         return found
 
+    def learnt(self, backbone: str) -> list[str]:
+        """The hospitals that a network learnt one after another, in their order."""
+        order = {row["joins_at"]: row["site"] for _, row in self.rows("continual_scores", backbone=backbone)}
+        return [order[step] for step in sorted(order)]
+
+    def strategies(self, finding: str, backbone: str) -> list[str]:
+        """The ways in which it did, the plainest first."""
+        seen = set(self.distinct("continual_scores", "strategy", finding=finding, backbone=backbone))
+        return [strategy for strategy in STRATEGIES if strategy in seen]
+
     @cached_property
     def parts(self) -> dict[str, str]:
         """The page's sections in order, with their names in its table of contents; some have nothing to show."""
@@ -654,6 +669,7 @@ class Study:
             "stress": has["stress"],
             "remedies": bool(self._remedy_of) or has["remedies"],
             "membership": any(self.attacked(backbone) for backbone in self.backbones),
+            "continual": has["continual_scores"],
         }
         return {name: words for name, words in _PARTS.items() if there.get(name, True)}
 

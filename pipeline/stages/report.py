@@ -23,6 +23,7 @@ from pipeline.splits import SplitParams
 from pipeline.tables.adaptation import Remedies
 from pipeline.tables.baseline import BaselineColumns
 from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
+from pipeline.tables.continual import ContinualMeasures, ContinualScores, ContinualSteps
 from pipeline.tables.contract import Table, make_table, read_table
 from pipeline.tables.controls import Controls
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
@@ -68,6 +69,12 @@ _OPTIONAL: tuple[tuple[str, type[Table], str, str], ...] = (
     ("stress", StressCurves, "stress", "curves"),
     ("attacks", MembershipAttacks, "membership", "attacks"),
     ("exposures", MembershipExposures, "membership", "exposures"),
+)
+# Of stages with one folder a backbone: name on the page, contract, folder, file.
+_BY_BACKBONE: tuple[tuple[str, type[Table], str, str], ...] = (
+    ("continual_steps", ContinualSteps, "continual", "steps"),
+    ("continual_scores", ContinualScores, "forgetting", "scores"),
+    ("continual_measures", ContinualMeasures, "forgetting", "measures"),
 )
 # What evaluate writes where it was given more than predictions.
 _IF_EVALUATED: tuple[tuple[str, type[Table]], ...] = (
@@ -150,6 +157,8 @@ def main() -> None:
     )
     for name in ("baseline", "choice", "search", "diagnose", "controls", "stress", "membership"):
         arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of {name}")
+    for name in ("continual", "forgetting"):
+        arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of all backbones' {name}")
     arguments.add_argument("--adapt", type=Path, metavar="PATH", help="the folder of all remedies")
     args = arguments.parse_args()
     params = load_params(ReportParams, "report", args.params)
@@ -172,6 +181,12 @@ def main() -> None:
         parts = [read(Remedies, f"{job}: remedies", args.adapt / job / "remedies.parquet") for job in jobs]
         if parts:
             frames["remedies"] = make_table(Remedies, pd.concat(parts, ignore_index=True))
+    for name, contract, folder, file in _BY_BACKBONE:
+        parent = getattr(args, folder)
+        named = tree.get("continual", {}).get("backbones", [])
+        if parent is not None and parent.is_dir() and named:
+            parts = [read(contract, f"{folder} {one}: {file}", parent / one / f"{file}.parquet") for one in named]
+            frames[name] = make_table(contract, pd.concat(parts, ignore_index=True))
     splits = read(Splits, "split: splits", args.split / "splits.parquet")
     findings = sorted(frames["metrics"]["finding"].unique())
     samples: dict[str, list[SiteSamples]] = {finding: [] for finding in findings} if params.images else {}

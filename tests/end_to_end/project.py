@@ -81,6 +81,7 @@ class Project:
         params["compute"]["threads"] = 1
         params["evaluate"] |= {"resamples": 100, "subgroups": []}
         params["remedies"] = {}
+        params["continual"] = {"backbones": []}
         params["search"]["epochs"] = [1]
         params["stress"] |= {"kinds": ["marker"], "severities": [5], "resamples": 100}
         params["diagnose"]["permutations"] = 100

@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.tables.adaptation import Remedies
 from pipeline.tables.baseline import BaselineColumns
 from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
+from pipeline.tables.continual import ContinualMeasures, ContinualScores, ContinualSteps
 from pipeline.tables.contract import Table
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
@@ -59,6 +60,9 @@ CONTRACTS: dict[str, type[Table]] = {
     "remedies": Remedies,
     "attacks": MembershipAttacks,
     "exposures": MembershipExposures,
+    "continual_steps": ContinualSteps,
+    "continual_scores": ContinualScores,
+    "continual_measures": ContinualMeasures,
 }
 NO_PEOPLE = ("num_parameters", "num_runs", "num_backbones", "num_families")
 NO_PEOPLE += ("exposed_at_least", "rung", "epochs", "rank", "entry", "opening", "sample_size")

@@ -41,6 +41,7 @@ SECTIONS = [
     "diagnosis",
     "stress",
     "remedies",
+    "continual",
     "calibration",
     "subgroups",
     "membership",

@@ -16,10 +16,11 @@ from pipeline.tables.contract import make_table
 from pipeline.tables.evaluation import Metrics
 from pipeline.tables.protocol import Protocols
 
-OF_SHIFT = {"pixels", "choice", "subgroups", "mismatch", "diagnosis", "stress", "remedies", "membership"}
+OF_SHIFT = {"pixels", "choice", "subgroups", "mismatch", "diagnosis", "stress", "remedies", "membership", "continual"}
 LEFT_OUT = (
     "baseline_columns", "mismatch", "scores", "rank_correlations", "rungs", "search_outcome", "protocol", "openings",
     "diagnoses", "probes", "abstention", "stress", "remedies", "attacks", "exposures",
+    "continual_steps", "continual_scores", "continual_measures",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from reporting import fabricated, fabricated_shift
+from reporting import fabricated, fabricated_continual, fabricated_shift
 from reporting.page_checker import misquoted, read, untraced
 
 from pipeline.imaging.store import PlaneFormat, write_store
@@ -31,6 +31,7 @@ report:
   images: IMAGES
 backbones: {mobilenet_v2: {}, resnet18: {}}
 remedies: {coral: {}, prevalence: {}, temperature: {}}
+continual: {backbones: [resnet18]}
 versions:
   torch: 2.15.0
 """
@@ -75,6 +76,10 @@ def whole_folder(study_folder: Path) -> Path:
         write_table(contract, frames[name], study_folder / folder / f"{file}.parquet")
     for name, contract in report._IF_EVALUATED:
         write_table(contract, frames[name], study_folder / "evaluate" / f"{name}.parquet")
+    for name, contract, folder, file in report._BY_BACKBONE:
+        path = study_folder / folder / fabricated_continual.BACKBONE / f"{file}.parquet"
+        write_table(contract, frames[name], path)
+        write_table(contract, [], study_folder / folder / "removed" / f"{file}.parquet")
     remedies = frames["remedies"]
     for backbone in fabricated.BACKBONES:
         for remedy in fabricated_shift.REMEDIES:
@@ -84,7 +89,7 @@ def whole_folder(study_folder: Path) -> Path:
     return study_folder
 
 
-SHIFT = ("baseline", "choice", "search", "diagnose", "stress", "membership", "adapt")
+SHIFT = ("baseline", "choice", "search", "diagnose", "stress", "membership", "adapt", "continual", "forgetting")
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool, more: tuple[str, ...] = ()) -> str:
@@ -128,6 +133,7 @@ def test_shows_what_other_stages_left(whole_folder: Path, monkeypatch: pytest.Mo
     assert {"stress-pneumonia-resnet18", "abstention-pneumonia-resnet18"} <= names
     hashed = re.findall(r'<dt class="verbatim">([^<]*)</dt>', page)
     assert {"stress: curves", "evaluate: protocol", "resnet18-coral: remedies"} <= set(hashed)
+    assert {"continual resnet18: steps", "forgetting resnet18: measures"} <= set(hashed)
     assert "resnet18-removed: remedies" not in hashed
 
 
