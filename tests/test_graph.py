@@ -75,7 +75,7 @@ def declared_params(stage: object) -> set[str]:
 def read_params(stage: object) -> set[str]:
     """Sections that a stage reads: the literal names in its calls, f-strings by the stage's own item."""
     source = (ROOT / module_of(stage)).read_text(encoding="utf-8")
-    options = {name: re.search(rf"--{name} (\w+)", stage.cmd) for name in ("site", "method", "remedy")}
+    options = {name: re.search(rf"--{name} (\w+)", stage.cmd) for name in ("site", "method", "remedy", "bundle")}
     values = {f"args.{name}": found and found[1] for name, found in options.items()}
     found: set[str] = set()
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
@@ -144,6 +144,7 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
         "diagnose": {"numpy", "scikit-learn", "scipy"},
         "controls": {"numpy", "scikit-learn", "scipy"},
         "evaluate": {"numpy", "scipy"},
+        "bundle": set(NUMERIC.values()),  # it hands on the versions that made the arrays, too
         "plots": {"numpy", "scipy"},
     }.get(module_of(stage).stem, set())
     _, packages = imported(stage)
@@ -156,7 +157,8 @@ def test_every_params_section_belongs_to_a_stage_or_command():
     params = read_params_file(ROOT / "params.yaml")
     known = {"sites", "privacy", "backbones", "methods", "compute", "remedies", "versions"}  # read by several
     known |= {module_of(stage).stem for stage in stages().values()} & set(params)
-    known |= {path.stem for path in (ROOT / "pipeline/commands").glob("*.py")} | {"weights", "report", "verdict"}
+    known |= {path.stem for path in (ROOT / "pipeline/commands").glob("*.py")}
+    known |= {"weights", "report", "verdict", "handover"}
     assert set(params) - known == set()
 
 

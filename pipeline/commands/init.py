@@ -126,6 +126,7 @@ def study_params(title: str, surveys: Mapping[str, Survey], key_fingerprint: str
             {"backbones": []},
             "One hospital after another joins the study; docs/howto/continual.md. Spends the labels of target_adapt",
         ),
+        "handover": ({}, "The model that leaves, once you have chosen one: docs/howto/handover.md"),
         "weights": ({"allow_random": False}, "From here on as in the demo; longer training will pay"),
     }  # fmt: skip
     sites = "".join(_site_text(name, surveys[name]) for name in names)

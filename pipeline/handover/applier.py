@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pipeline.errors import PipelineError
 from pipeline.handover.bundle import Application, read_application, read_model, verify
 from pipeline.handover.monai_bundle import CHECK
-from pipeline.handover.pictures import Pictures
+from pipeline.handover.pictures import Pictures, round_alike
 from pipeline.handover.rule import Reference, decide, probability_of
 from pipeline.imaging.store import Store
 from pipeline.tables.contract import make_table, plain_text
@@ -120,6 +120,7 @@ def load_applier(folder: Path) -> Applier:
     application = read_application(folder)
     compute = application.compute.model_copy(update={"accelerator": "auto", "devices": 1, "nodes": 1})
     fabric = make_fabric(compute)
+    round_alike()
     layout = memory_format(compute)
     model, _, reference = read_model(folder)
     return Applier(application, model.to(memory_format=layout).to(fabric.device), reference, fabric.device, layout)

@@ -4,9 +4,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 NUMBER = 4
 _COARSE_PX = 8
+
+
+def round_alike() -> None:
+    """No TF32: a GPU's convolutions would round inputs to 10 bits, and no longer agree with a CPU's."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def draw_pictures(shape: tuple[int, int, int], bits: int) -> npt.NDArray[Any]:
