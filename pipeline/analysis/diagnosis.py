@@ -12,6 +12,7 @@ from pipeline.analysis import outlying, probes
 from pipeline.analysis.label_shift import Scores
 from pipeline.analysis.shift import DiagnoseParams, Embeddings, Model, diagnose_site
 from pipeline.embedded import Features
+from pipeline.errors import PipelineError
 from pipeline.metrics.binary import threshold_at_specificity
 from pipeline.splits import SplitParams
 from pipeline.tables.contract import Table, make_table
@@ -106,7 +107,19 @@ def mean_logits(predictions: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         predictions: rows of ``tables.predictions.Predictions``; adapted models are left out.
+
+    Raises:
+        PipelineError: a row twice, a logit that is not finite, or a probability outside of [0, 1]; says how often.
     """
+    odds, chance = (predictions[name].to_numpy(np.float64, na_value=np.nan) for name in ("logit", "probability"))
+    faults = {
+        "run, finding and image_id must be unique": predictions.duplicated(["run", "finding", "image_id"]),
+        "logit must be finite": ~np.isfinite(odds),
+        "probability must lie in [0, 1]": ~((chance >= 0) & (chance <= 1)),
+    }
+    for constraint, bad in faults.items():
+        if number := int(np.asarray(bad, dtype=bool).sum()):
+            raise PipelineError(f"predictions: {constraint}; {number} of {len(predictions)} rows are not so")
     plain = predictions[predictions["adaptation"].fillna("none") == "none"]
     shots = plain["shots"].astype("Float64").fillna(np.inf).astype(float)
     budget = plain.assign(_fraction=plain["label_fraction"].fillna(1.0), _shots=shots)

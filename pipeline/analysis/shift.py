@@ -262,7 +262,11 @@ def _of_prevalence(
     if likelihood.reason:
         note += f"; no estimate by likelihood: {likelihood.reason}"
     made = {"estimate": estimate.value, "ci_low": low, "ci_high": high}
-    limits = dict(zip(("likelihood_low", "likelihood_high"), likelihood.interval, strict=True))
+    less, more = likelihood.interval
+    if less == more:  # a bootstrap that stays at the border knows nothing of how sure that is
+        less = more = _NAN
+        note += f"; the likelihood is highest at a prevalence of {likelihood.target:.0f} in every resample: no interval"
+    limits = {"likelihood_low": less, "likelihood_high": more}
     told = "; ".join(part for part in (note, decided["note"]) if part)
     return decided | made | {"likelihood": likelihood.target, **limits, "note": told}
 

@@ -16,11 +16,22 @@ from pipeline.tables.contract import make_table
 from pipeline.tables.evaluation import Metrics
 from pipeline.tables.protocol import Protocols
 
-OF_SHIFT = {"pixels", "choice", "subgroups", "mismatch", "diagnosis", "stress", "remedies", "membership", "continual"}
+OF_SHIFT = {
+    "pixels",
+    "choice",
+    "subgroups",
+    "mismatch",
+    "diagnosis",
+    "stress",
+    "remedies",
+    "membership",
+    "continual",
+    "controls",
+}
 LEFT_OUT = (
     "baseline_columns", "mismatch", "scores", "rank_correlations", "rungs", "search_outcome", "protocol", "openings",
     "diagnoses", "probes", "abstention", "stress", "remedies", "attacks", "exposures",
-    "continual_steps", "continual_scores", "continual_measures",
+    "continual_steps", "continual_scores", "continual_measures", "controls",
 )  # fmt: skip
 
 
@@ -169,6 +180,31 @@ class TestDiagnosis:
         made = shown(page, "diagnosis")
         assert "Do features tell a hospital elsewhere from home?" in made
         assert "shortcut; how the file came about: the cue is the same on all images" in made
+
+
+class TestControls:
+    def test_passed(self, page: str):
+        made = shown(page, "controls")
+        assert "Controls passed." in made
+        assert "0 raised an alarm" in made
+        assert "0.50 (0.49 to 0.52)" in made
+        assert "0.05 (0.001 to 0.25)" in made
+        assert "needs 4 trainings, 2 a group; there are 3" in made
+        assert "A control raised an alarm" not in page
+
+    def test_one_alarm_is_told_before_all_else(self):
+        frame = fabricated.study().frames["controls"].copy()
+        frame.loc[0, "verdict"] = "alarm"
+        made = with_frame(controls=frame[frame["run"].str.contains("resnet18")])
+        assert made.index("A control raised an alarm") < made.index('<section id="summary">')
+        assert "Alarm: read this before anything else" in shown(made, "controls")
+        assert "1 raised an alarm" in shown(made, "controls")
+
+    def test_none_could_be_made(self):
+        frame = fabricated.study().frames["controls"]
+        made = shown(with_frame(controls=frame[frame["verdict"] == "undetermined"]), "controls")
+        assert "No control could be made." in made
+        assert "passed." not in made.replace("0 passed", "")
 
 
 class TestRemedies:

@@ -6,16 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from stages import small_sites
 
 from pipeline.analysis.diagnosis import mean_logits
 from pipeline.errors import PipelineError
-from pipeline.imaging.store import INDEX_FILE, PlaneFormat, write_store
 from pipeline.params import ParamsError
 from pipeline.stages import diagnose
 from pipeline.tables.contract import make_table, read_table, write_table
-from pipeline.tables.diagnosis import Abstention, Diagnoses, Embedded, Outlyingness, Probes, ShiftTests
-from pipeline.tables.files import Instances, Manifest
-from pipeline.tables.images import Images, Splits
+from pipeline.tables.diagnosis import Abstention, Diagnoses, Outlyingness, Probes, ShiftTests
 from pipeline.tables.labels import Labels
 from pipeline.tables.predictions import Predictions
 
@@ -26,56 +24,11 @@ TABLES = {
     "outlyingness": Outlyingness,
     "abstention": Abstention,
 }
-SITES = {
-    "home": ("train", "id_val", "id_test"),
-    "away": ("target_adapt", "ood_test"),
-    "poor": ("target_adapt", "ood_test"),
-}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """As the stages before leave it; ``away`` has another scanner, ``poor`` three patients and no labels."""
-    rng = np.random.default_rng(0)
-    splits, predictions, embedded, features = [], [], [], []
-    for site, parts in SITES.items():
-        names = [f"{site}-{part}-{index}" for part in parts for index in range(3 if site == "poor" else 24)]
-        labels = np.arange(len(names)) % 2
-        write_store(tiny.images(labels), np.arange(len(names))[:, None], PlaneFormat(32, 8), tmp_path / "images" / site)
-        placed = [
-            {"image_id": name, "array_index": index, "voi": "none", "inverted": False, "pixels_sha256": "0"}
-            for index, name in enumerate(names)
-        ]
-        write_table(Images, placed, tmp_path / "images" / site / INDEX_FILE)
-        known = [None if site == "poor" else int(label) for label in labels]
-        rows = [{"image_id": name, "finding": "opacity", "label": y} for name, y in zip(names, known, strict=True)]
-        write_table(Labels, rows, tmp_path / "labels" / site / "labels.parquet")
-        common = {"site": site, "frame": 0, "rows": 32, "columns": 32, "source_hmac": "h"}
-        instances = [
-            {"image_id": n, "source_id": f"s-{n}", "patient_id": f"p-{n}", "study_id": n, **common} for n in names
-        ]
-        write_table(Instances, instances, tmp_path / "ingest" / site / "instances.parquet")
-        sizes = [{"source_id": f"s-{n}", "size_bytes": 1000 + 500 * int(y)} for n, y in zip(names, labels, strict=True)]
-        write_table(Manifest, sizes, tmp_path / "manifests" / f"{site}.parquet")
-        for name, label, y in zip(names, labels, known, strict=True):
-            part = name.split("-")[1]
-            place = {"image_id": name, "patient_id": f"p-{name}", "site": site, "split": part}
-            role = "source" if site == "home" else "target"
-            splits.append({**place, "study_id": name, "role": role})
-            embedded.append({**place, "row": len(features)})
-            features.append(rng.normal(size=5) + np.array([2 * label, 3 * (site == "away"), 0, 0, 0]))
-            for seed in (1, 2):
-                if part != "train":
-                    logit = float(2 * label - 1 + 2 * rng.normal())
-                    run = {"run": f"net-probe-seed{seed}", "backbone": "net", "method": "probe", "seed": seed}
-                    shown = None if part == "target_adapt" else y
-                    values = {"label": shown, "logit": logit, "probability": 0.5, "label_fraction": 1.0}
-                    predictions.append({**place, "study_id": name, "finding": "opacity", **run, **values})
-    write_table(Splits, splits, tmp_path / "split/splits.parquet")
-    write_table(Predictions, predictions, tmp_path / "predict/predictions.parquet")
-    write_table(Embedded, embedded, tmp_path / "embed/net/index.parquet")
-    np.save(tmp_path / "embed/net/features.npy", np.array(features, dtype=np.float32))
-    return tmp_path
+    return small_sites.build(tmp_path)
 
 
 def run(folder, monkeypatch, **options):
@@ -101,7 +54,10 @@ def test_tables(folder, monkeypatch):
     assert verdicts.loc[("away", "no_shift"), "verdict"] == "rejected"
     assert verdicts.loc[("away", "no_shift"), "test"] == "embedding_mmd"
     assert verdicts.loc[("away", "label_shift_only"), "verdict"] == "rejected"
-    assert 0.2 < verdicts.loc[("away", "label_shift_only"), "estimate"] < 0.8
+    for estimate in ("estimate", "likelihood"):  # half of the labels are 1
+        assert 0.2 < verdicts.loc[("away", "label_shift_only"), estimate] < 0.8
+    low, high = verdicts.loc[("away", "label_shift_only"), ["likelihood_low", "likelihood_high"]]
+    assert low < 0.5 < high
     assert verdicts.loc[("poor", "no_shift"), "verdict"] == "undetermined"
     assert verdicts.loc[("poor", "no_shift"), "num_patients"] == 3
     probes = tables["probes"].set_index(["kind", "site", "cue"])
@@ -145,12 +101,71 @@ def test_labels_of_the_target_change_nothing_but_how_abstention_is_judged(folder
 
 def test_target_labels_are_used_where_params_say_so(folder, monkeypatch):
     tables = run(folder, monkeypatch, use_target_labels=True)
-    given = tables["tests"][tables["tests"]["test"] == "label_given_score"].set_index(["site", "hypothesis"])
-    assert given.loc[("away", "covariate_shift_only"), "p_value"] > 0.01
-    assert "10 patients of each label" in given.loc[("poor", "covariate_shift_only"), "note"]
+    given = tables["tests"].set_index(["site", "hypothesis", "test"])
+    assert given.loc[("away", "no_shift", "label_given_score"), "p_value"] > 0.01
+    assert "10 patients of each label" in given.loc[("poor", "no_shift", "label_given_score"), "note"]
+    # Its images are like none at home: no label can say whether it would mean the same there.
+    apart = given.loc[("away", "covariate_shift_only", "label_given_propensity")]
+    assert "tell the hospitals apart" in apart["note"]
+    assert pd.isna(apart["p_value"])
     verdicts = tables["diagnoses"].set_index(["site", "hypothesis"])
-    assert verdicts.loc[("away", "covariate_shift_only"), "verdict"] == "compatible"
-    assert verdicts.loc[("poor", "label_and_covariate_shift"), "verdict"] == "undetermined"
+    for site in ("away", "poor"):
+        assert verdicts.loc[(site, "label_and_covariate_shift"), "verdict"] == "undetermined"
+    assert "5 patients on each side" in verdicts.loc[("poor", "covariate_shift_only"), "note"]
+
+
+def test_target_labels_of_one_class_or_of_nobody(folder, monkeypatch):
+    path = folder / "labels/away/labels.parquet"
+    labels = read_table(Labels, path)
+    write_table(Labels, labels.assign(label=1), path)
+    one_class = run(folder, monkeypatch, use_target_labels=True)["tests"].set_index(["site", "test"])
+    for test in ("label_given_score", "label_given_propensity", "slope_given_propensity"):
+        assert "the smallest group has 0" in one_class.loc[("away", test), "note"]
+    write_table(Labels, labels.assign(label=pd.NA), path)
+    nobody = run(folder, monkeypatch, use_target_labels=True)
+    verdicts = nobody["diagnoses"].set_index(["site", "hypothesis"])
+    assert verdicts.loc[("away", "no_shift"), "verdict"] == "rejected"  # the images tell all the same
+    assert verdicts.loc[("away", "covariate_shift_only"), "verdict"] == "undetermined"
+    assert verdicts.loc[("away", "label_shift_only"), "likelihood"] == pytest.approx(0.5, abs=0.35)
+
+
+def test_a_source_of_one_class_can_have_no_estimate_and_says_so(folder, monkeypatch):
+    path = folder / "predict/predictions.parquet"
+    rows = read_table(Predictions, path)
+    write_table(Predictions, rows.assign(label=rows["label"].where(rows["label"].isna(), 0)), path)
+    verdicts = run(folder, monkeypatch)["diagnoses"].set_index(["site", "hypothesis"])
+    row = verdicts.loc[("away", "label_shift_only")]
+    assert row["verdict"] == "undetermined"
+    assert "0 source patients with a positive image" in row["note"]
+    assert row[["estimate", "likelihood"]].isna().all()
+    assert verdicts.loc[("away", "no_shift"), "verdict"] == "rejected"  # of the images alone
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [("probability", 1.2, r"probability must lie in \[0, 1\]; 1 of"), ("probability", -0.1, "probability must lie"),
+     ("probability", float("nan"), "probability"), ("logit", float("inf"), "logit must be finite; 1 of")],
+)  # fmt: skip
+def test_impossible_predictions_are_refused(folder, monkeypatch, column, value, told):
+    path = folder / "predict/predictions.parquet"
+    rows = read_table(Predictions, path)
+    rows.loc[5, column] = value
+    with pytest.raises(PipelineError, match=told):
+        mean_logits(rows)
+    rows.to_parquet(path)  # no writer of ours would write some of these
+    with pytest.raises(PipelineError, match="redictions"):
+        run(folder, monkeypatch)
+
+
+def test_predictions_twice_are_refused(folder, monkeypatch):
+    path = folder / "predict/predictions.parquet"
+    rows = read_table(Predictions, path)
+    twice = pd.concat([rows, rows.iloc[:2]], ignore_index=True)
+    with pytest.raises(PipelineError, match="must be unique; 2 of"):
+        mean_logits(twice)
+    twice.to_parquet(path)  # no writer of ours would
+    with pytest.raises(PipelineError, match="Predictions"):
+        run(folder, monkeypatch)
 
 
 def test_damage_and_misspelling_are_told(folder, monkeypatch):
