@@ -47,6 +47,22 @@ study: $(STAMP)  ## Run one study: make study STUDY=ct_contrast
 	dvc repro
 	@echo "The report: $(CURDIR)/studies/$(STUDY)/reports/html/index.html"
 
+.PHONY: restore
+restore: $(STAMP)  ## After a clone: results from DVC's remote; only what it lacks is computed (STUDY=... for a study)
+	cd $(if $(STUDY),studies/$(STUDY),.)
+	export PYTHONPATH=$(if $(STUDY),../../,.)
+	python -m pipeline.commands.prune
+	dvc pull
+	python -m pipeline.commands.inventory
+	python -m pipeline.commands.fetch_weights
+	dvc repro
+
+.PHONY: smoke
+smoke: $(STAMP)  ## The whole graph on small params, in a temporary folder; minutes on a CPU
+	python -m pipeline.commands.prune
+	python -m pipeline.commands.fetch_weights
+	python -m pipeline.commands.smoke
+
 .PHONY: test
 test: $(STAMP)  ## Lint, types and all tests but the slow ones, in parallel
 	ruff check .
@@ -68,6 +84,9 @@ check: $(STAMP)  ## Lint and types only
 report: $(STAMP)  ## Make the report again from the tables there are
 	dvc repro report
 	@echo "The report: $(CURDIR)/reports/html/index.html"
+
+.PHONY: setup
+setup: $(STAMP)  ## Make the environment and nothing else
 
 .PHONY: gate
 gate: $(STAMP)  ## Compare the metrics with the committed baseline; fails on a regression
