@@ -68,7 +68,7 @@ from pipeline.metrics.intervals import (
 from pipeline.metrics.resampled import resampled_auroc
 from pipeline.params import Fraction, Seed, StrictParams
 from pipeline.tables.contract import make_table
-from pipeline.tables.evaluation import Calibration, Metrics, Thresholds
+from pipeline.tables.evaluation import Calibration, Metrics, SeedSpread, Thresholds
 
 Row = dict[str, Any]
 
@@ -165,12 +165,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Three tables, each keeping its contract in ``pipeline.tables``, and what verdicts are made of.
+    """Four tables, each keeping its contract in ``pipeline.tables``, and what verdicts are made of.
 
     ``comparisons`` are with scratch, ``remedies`` of adapted families with the same unadapted.
     """
 
     metrics: pd.DataFrame
+    spread: pd.DataFrame
     calibration: pd.DataFrame
     thresholds: pd.DataFrame
     comparisons: tuple[Comparison, ...]
@@ -256,6 +257,7 @@ def evaluate(
         patient=patient_codes, label=predictions["label"].to_numpy(dtype=np.float64, na_value=np.nan)
     )
     metrics: list[Row] = []
+    spread: list[Row] = []
     calibration: list[Row] = []
     thresholds: list[Row] = []
     comparisons: list[Comparison] = []
@@ -282,10 +284,12 @@ def evaluate(
         comparisons += [pair for pair in compared if pair.twin.method in BASELINES]
         remedies += [pair for pair in compared if pair.twin.method not in BASELINES]
         metrics += [{"finding": finding, **row} for row in made]
+        spread += [{"finding": finding, **row} for row in _spread_rows(families, cells)]
         calibration += [{"finding": finding, **row} for row in _calibration_rows(families, groups, params)]
         thresholds += [{"finding": finding, "run": run, **point} for run, point in points.items()]
     return Evaluation(
         make_table(Metrics, metrics),
+        make_table(SeedSpread, spread),
         make_table(Calibration, calibration),
         make_table(Thresholds, thresholds),
         tuple(comparisons),
@@ -565,6 +569,21 @@ def _family_rows(families: Sequence[Family], cells: Mapping[str, _Cells], params
             if against != BASELINES[1]:
                 for split, group, cell in _paired(family, twin, cells, against):
                     yield _row(family, split, group, f"{COMPARED_METRIC}_minus_{against}", cell, params)
+
+
+def _spread_rows(families: Sequence[Family], cells: Mapping[str, _Cells]) -> Iterator[Row]:
+    for family in families:
+        for (split, group, name), cell in cells[family.name].items():
+            (part,) = cell.estimate.seeds
+            defined = part.num_runs > 1 and np.isfinite(cell.estimate.value)
+            yield {
+                "run": family.name,
+                "split": split,
+                "group": group,
+                "metric": name,
+                "num_runs": part.num_runs,
+                "variance": part.spread * part.num_runs if defined else None,
+            }
 
 
 def _comparisons(

@@ -6,7 +6,6 @@ where params name some, are read from ``--ingest``. Beside ``--choice`` and ``--
 """
 
 import json
-import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,29 +35,28 @@ from pipeline.protocol import (
 from pipeline.splits import SplitParams
 from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
 from pipeline.tables.contract import read_table, read_tables, write_table
-from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
+from pipeline.tables.evaluation import (
+    Calibration,
+    Efficiency,
+    LabelSavings,
+    Metrics,
+    Overfitting,
+    SeedSpread,
+    Thresholds,
+    Verdicts,
+    flat_name,
+)
 from pipeline.tables.files import Instances
 from pipeline.tables.mismatch import Mismatch
 from pipeline.tables.predictions import Predictions
 from pipeline.tables.protocol import Openings, Protocols
 from pipeline.tables.training import Curves, Distances, Runs
 
-_DOTS_AND_SLASHES = re.compile(r"[./]")
-
 
 def flat_metrics(metrics: pd.DataFrame) -> dict[str, float | None]:
-    """The rows that have an interval's text (families, not single seeds) as ``run/finding/split/group/metric``.
-
-    DVC shows and compares this file. It nests at dots and the gate splits at slashes: levels of a domain that hold one
-    (``transfer_syntax=1.2.840...``) have a "_" there.
-    """
+    """The rows that have an interval's text (families, not single seeds) by ``flat_name``, for DVC to compare."""
     rows = metrics[~metrics["run"].str.contains(r"-seed\d")]
-    return {
-        "/".join((row["run"], row["finding"], row["split"], _DOTS_AND_SLASHES.sub("_", row["group"]), row["metric"])): (
-            None if pd.isna(row["value"]) else row["value"]
-        )
-        for row in rows.to_dict("records")
-    }
+    return {flat_name(row): (None if pd.isna(row["value"]) else row["value"]) for row in rows.to_dict("records")}
 
 
 def trials_of(runs: pd.DataFrame) -> dict[str, int | None]:
@@ -142,6 +140,7 @@ def main() -> None:
     groups = group_table(params, args.ingest, sides.sites)
     result = evaluate(predictions, params, sides.source, sides.target, groups)
     write_table(Metrics, result.metrics, args.out / "metrics.parquet")
+    write_table(SeedSpread, result.spread, args.out / "spread.parquet")
     write_table(Calibration, result.calibration, args.out / "calibration.parquet")
     write_table(Thresholds, result.thresholds, args.out / "thresholds.parquet")
     # Adjusted apart: whether transfer helps, and whether a remedy helps, are two questions.

@@ -1,6 +1,8 @@
 """What evaluation says."""
 
-from typing import ClassVar
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -10,6 +12,17 @@ from pipeline.tables.contract import Table
 VERDICTS = ("helps", "harms", "equivalent", "undecided")
 # Label budgets: all training patients, a share of them, or some of each class.
 BUDGETS = ("all", "share", "shots")
+
+_DOTS_AND_SLASHES = re.compile(r"[./]")
+
+
+def flat_name(row: Mapping[str, Any]) -> str:
+    """``run/finding/split/group/metric`` of a row of ``Metrics`` or ``SeedSpread``.
+
+    DVC nests at dots and the gate splits at slashes: levels of a domain that hold one (``transfer_syntax=1.2.840...``)
+    have a "_" there.
+    """
+    return "/".join((row["run"], row["finding"], row["split"], _DOTS_AND_SLASHES.sub("_", row["group"]), row["metric"]))
 
 
 class Metrics(Table):
@@ -38,6 +51,27 @@ class Metrics(Table):
     }
     key: ClassVar = ("run", "finding", "split", "group", "metric")
     required: ClassVar = ("num_images", "num_patients")
+
+
+class SeedSpread(Table):
+    """How far the trainings of a backbone and method lie apart, for each of its rows in ``Metrics``.
+
+    ``variance``: between ``num_runs`` repetitions on the same images (seeds; draws of the labels, where there are
+    several), of which the row has the mean; null with one, or where the metric is undefined. Of the worst of several
+    groups it is that of the group which is the worst.
+    """
+
+    columns: ClassVar = {
+        "run": pa.string(),
+        "finding": pa.string(),
+        "split": pa.string(),
+        "group": pa.string(),
+        "metric": pa.string(),
+        "num_runs": pa.int64(),
+        "variance": pa.float64(),
+    }
+    key: ClassVar = ("run", "finding", "split", "group", "metric")
+    required: ClassVar = ("num_runs",)
 
 
 class Calibration(Table):

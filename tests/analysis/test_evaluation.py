@@ -20,7 +20,7 @@ from pipeline.analysis.evaluation import (
 from pipeline.errors import PipelineError
 from pipeline.metrics.binary import METRICS
 from pipeline.tables.contract import make_table
-from pipeline.tables.evaluation import Calibration, Metrics, Thresholds
+from pipeline.tables.evaluation import Calibration, Metrics, SeedSpread, Thresholds
 from pipeline.tables.predictions import Predictions
 
 PARAMS = EvaluateParams(seed=1, resamples=200)
@@ -145,6 +145,29 @@ def test_value_is_the_mean_over_seeds(evaluation, predictions):
     assert "3 runs" in row["interval"]
     single = one(evaluation.metrics, run="resnet-full-s2", split="ood_test", group="site=west")
     assert single["value"] == pytest.approx(each[2])
+
+
+def test_the_spread_is_that_of_the_single_trainings(evaluation):
+    table = make_table(SeedSpread, evaluation.spread)
+    for group, split in (("site=east", "id_test"), ("target", "ood_test")):
+        single = evaluation.metrics[
+            evaluation.metrics["run"].str.contains("-s\\d")
+            & (evaluation.metrics["split"] == split)
+            & (evaluation.metrics["group"] == group)
+            & evaluation.metrics["run"].str.startswith("resnet-full")
+        ]
+        row = one(table, run="resnet-full", split=split, group=group, metric="auroc")
+        assert row["num_runs"] == len(single) == 3
+        assert row["variance"] == pytest.approx(np.var(single["value"], ddof=1))
+    known = evaluation.metrics[~evaluation.metrics["metric"].str.contains("minus|delong")]
+    pooled = known[~known["run"].str.contains("-s\\d")]
+    assert len(table) == len(pooled)
+
+
+def test_one_training_has_no_spread():
+    table = evaluate(contract(study(seeds=(0,))), PARAMS, SOURCE, TARGET).spread
+    assert (table["num_runs"] == 1).all()
+    assert table["variance"].isna().all()
 
 
 def test_worst_site_gap_and_difference_agree_with_their_parts(evaluation):

@@ -18,7 +18,16 @@ from pipeline.stages import evaluate
 from pipeline.stages.evaluate import flat_metrics, trials_of
 from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
 from pipeline.tables.contract import make_table, read_table, write_table
-from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
+from pipeline.tables.evaluation import (
+    Calibration,
+    Efficiency,
+    LabelSavings,
+    Metrics,
+    Overfitting,
+    SeedSpread,
+    Thresholds,
+    Verdicts,
+)
 from pipeline.tables.files import Instances
 from pipeline.tables.mismatch import Mismatch
 from pipeline.tables.predictions import Predictions
@@ -107,6 +116,7 @@ def test_three_tables_and_the_flat_file_agree(tmp_path, monkeypatch):
     flat = run(tmp_path, monkeypatch, predictions())
     table = read_table(Metrics, tmp_path / "out/metrics.parquet")
     assert len(read_table(Thresholds, tmp_path / "out/thresholds.parquet")) == 4
+    assert len(read_table(SeedSpread, tmp_path / "out/spread.parquet"))
     assert len(read_table(Calibration, tmp_path / "out/calibration.parquet"))
     families = {"resnet18-scratch", "resnet18-seed_probe"}
     assert {key.split("/")[0] for key in flat} == families  # single seeds stand in the table alone
