@@ -86,8 +86,8 @@ def to_png(draw: Callable[..., Figure], *args: Any) -> bytes:
         figure = draw(*args)
         canvas = FigureCanvasAgg(figure)
         figure.set(dpi=DPI, facecolor="white")
-        canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        canvas.draw()  # type: ignore[no-untyped-call]
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
     if not any(axes.images for axes in figure.axes):
         drawn = drawn.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     buffer = BytesIO()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.reporting import continual_figures, figures, interactive, privacy_figures, shift_figures, summary
 from pipeline.reporting.cells import Cells
+from pipeline.reporting.checklist import GUIDELINES
 from pipeline.reporting.study import (
     BASELINES,
     DIFFERENCE,
@@ -54,7 +55,7 @@ def draw(
         samples: per finding, images of each site; empty where none are to be shown.
         suspects: the images of ``study.suspects``, in their order; empty where none are to be shown.
     """
-    drawn = {"funnel": figures.to_png(figures.funnel, study)}
+    drawn = {} if "flow" in study.absent else {"funnel": figures.to_png(figures.funnel, study)}
     if any(study.rows("histograms")):
         drawn["histograms"] = figures.to_png(figures.histograms, study)
     if len(suspects):
@@ -125,6 +126,7 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
             attack_label=attack_label,
             ATTACK_WORDS=_ATTACK_WORDS,
             summary=summary,
+            GUIDELINES=GUIDELINES,
             specs=specs,
             as_json=interactive.as_json,
             library=interactive.library() if specs else None,

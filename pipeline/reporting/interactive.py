@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from pipeline.reporting import cells, figures
-from pipeline.reporting.study import ELSEWHERE, HOME, SCRATCH, Family, Place, Row, Study, label, slug
+from pipeline.reporting.study import ELSEWHERE, HOME, SCRATCH, Family, Row, Study, label, slug
 
 Spec = dict[str, Any]
 Keyed = tuple[tuple[Any, ...], Row]
 
 _SYMBOLS = {
     "o": "circle", "X": "x", "p": "pentagon", "s": "square", "P": "cross", "D": "diamond", "^": "triangle-up",
-    "v": "triangle-down", "<": "triangle-left", ">": "triangle-right", "h": "hexagon", "d": "diamond-tall", "8": "octagon",
+    "v": "triangle-down", "<": "triangle-left", ">": "triangle-right", "h": "hexagon", "d": "diamond-tall",
+    "8": "octagon",
 }  # fmt: skip
 # The figures' colours, and what stands for them on a dark ground.
 _DARK = {
@@ -32,7 +33,7 @@ _DARK = {
     "#E69F00": "#f2bd4b", "#CC79A7": "#e6a5c8", "#332288": "#a99cf0", "#882255": "#e58ab4",
 }  # fmt: skip
 _AUROC, _DIFFERENCE = "AUROC", "Difference in AUROC"
-_WITH_LIMITS = [("from", "ci_low"), ("to", "ci_high")]
+_WITH_LIMITS = [("Interval from", "ci_low"), ("to", "ci_high")]
 
 
 class Library(NamedTuple):
@@ -124,7 +125,9 @@ def forest(study: Study, finding: str, backbone: str) -> Spec:
             if traces:
                 of = "" if metric == "auroc" else ", minus scratch"
                 panels.append(
-                    _panel(place.title + of, traces, label(metric), rows=_labels(families, rows), line=line, group=metric)
+                    _panel(
+                        place.title + of, traces, label(metric), rows=_labels(families, rows), line=line, group=metric
+                    )
                 )
     return _figure(study, families, panels, share="x")
 
@@ -170,7 +173,7 @@ def reliability(study: Study, finding: str, backbone: str) -> Spec:
 
 
 def training_curves(study: Study, backbone: str) -> Spec:
-    """Loss by epoch: a panel a method and phase, training dashed, validation at home solid, the epoch kept as a ring."""
+    """Loss by epoch: a panel a method and phase; training dashed, validation solid, the epoch kept as a ring."""
     panels = []
     families: dict[Family, None] = {}
     for (method, phase), runs in figures.loss_panels(study, backbone).items():
@@ -187,7 +190,10 @@ def training_curves(study: Study, backbone: str) -> Spec:
                     traces.append(_trace(study, family, "curves", keyed, axes, hover, **more))
             kept = [found for found in keyed if found[1]["kept"] and found[1]["id_val_loss"] is not None]
             if kept:
-                hover, axes = [("Kept epoch", "epoch"), ("Validation at home", "id_val_loss")], {"x": "epoch", "y": "id_val_loss"}
+                hover, axes = (
+                    [("Kept epoch", "epoch"), ("Validation at home", "id_val_loss")],
+                    {"x": "epoch", "y": "id_val_loss"},
+                )
                 traces.append(_trace(study, family, "curves", kept, axes, hover, label=run, marker="ring"))
         title = label(method) + (f": {label(phase)}" if phase != "finetune" else "")
         panels.append(_panel(title, traces, "Epoch", "Loss"))
@@ -196,7 +202,8 @@ def training_curves(study: Study, backbone: str) -> Spec:
 
 def histograms(study: Study) -> Spec:
     """Share of pixels by grey value, a line a hospital."""
-    traces, series = [], []
+    traces: list[Spec] = []
+    series: list[Spec] = []
     for number, site in enumerate(study.sites):
         rows = list(study.rows("histograms", site=site))
         dash = "solid" if site in study.sources else ("dash", "dot", "dashdot")[number % 3]
@@ -259,9 +266,7 @@ def _figure(study: Study, families: Iterable[Family], panels: list[Spec], share:
     series = []
     for family in order:
         colour, marker = look.get(family.base, look[SCRATCH])
-        series.append(
-            {"name": family.label, "colour": colour, "dark": _DARK[colour], "symbol": _SYMBOLS[marker]}
-        )
+        series.append({"name": family.label, "colour": colour, "dark": _DARK[colour], "symbol": _SYMBOLS[marker]})
     return {"panels": panels, "series": series, "share": share}
 
 

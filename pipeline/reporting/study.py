@@ -324,7 +324,23 @@ _PARTS = {
     "subgroups": "Subgroups",
     "membership": "Model privacy",
     "provenance": "Provenance",
+    "checklist": "Reporting guidelines",
     "reading": "How to read this",
+}
+
+
+# Sections that every study has, and the tables without all of which they would have nothing to show.
+_NEEDED: dict[str, set[str]] = {
+    "funnel": {"flow"},
+    "composition": {"table_one", "balance"},
+    "quality": {"histograms", "outliers", "outlier_counts"},
+    "samples": {"metrics"},
+    "leakage": {"leakage"},
+    "training": {"runs", "curves", "overfitting", "thresholds"},
+    "verdict": {"verdicts"},
+    "efficiency": {"efficiency", "savings"},
+    "hospitals": {"metrics"},
+    "calibration": {"calibration", "metrics"},
 }
 
 
@@ -342,6 +358,8 @@ class Study:
         params_yaml: all parameters, as YAML.
         versions: per package, its version.
         data_hashes: per table read, its SHA-256.
+        absent: of a partial report, the tables that every study has and this one lacks.
+        gaps: of a partial report, each stage without a usable result, and why.
     """
 
     title: str
@@ -353,6 +371,8 @@ class Study:
     params_yaml: str
     versions: Mapping[str, str]
     data_hashes: Mapping[str, str]
+    absent: frozenset[str] = frozenset()
+    gaps: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def _indices(self) -> dict[str, dict[tuple[Any, ...], Row]]:
@@ -464,8 +484,10 @@ class Study:
 
     @cached_property
     def backbones(self) -> list[str]:
-        """The backbones that were evaluated."""
-        return list(dict.fromkeys(family.backbone for family in self.families))
+        """The backbones that were evaluated; where evaluation is missing, those that were trained."""
+        evaluated = dict.fromkeys(family.backbone for family in self.families)
+        trained = dict.fromkeys(self.run_family(run)[0] for (run,), _ in self.rows("runs"))
+        return list(evaluated or (trained if "metrics" in self.absent else ()))
 
     def families_of(self, backbone: str) -> list[Family]:
         """A backbone's families: the scratch twin, the known methods, then others by name."""
@@ -671,6 +693,7 @@ class Study:
             "membership": any(self.attacked(backbone) for backbone in self.backbones),
             "continual": has["continual_scores"],
         }
+        there |= {name: not needed <= self.absent for name, needed in _NEEDED.items()}
         return {name: words for name, words in _PARTS.items() if there.get(name, True)}
 
     @cached_property
@@ -709,6 +732,11 @@ class Study:
         counted = {row["run"] for _, row in self.rows("exposures")}
         whole = self.rows("runs", backbone=backbone, label_fraction=1.0, shots=None)
         return [run for (run,), _ in whole if run in counted]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Of a partial report, the sections that every study has and this page lacks."""
+        return [_PARTS[name] for name in _NEEDED if name not in self.parts]
 
     def methods_in(self, table: str, **wanted: Any) -> list[str]:
         """The methods in rows with the wanted values, in their order."""

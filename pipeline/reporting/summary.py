@@ -204,7 +204,11 @@ def _suspects(study: Study) -> tuple[Line, ...] | None:
 
 def _shortcuts(study: Study) -> tuple[Line, ...] | None:
     rows = list(study.rows("probes", kind="shortcut"))
-    return tuple(Line(key) for key, row in rows if row["ci_low"] is not None and row["ci_low"] > GUESSING) if rows else None
+    return (
+        tuple(Line(key) for key, row in rows if row["ci_low"] is not None and row["ci_low"] > GUESSING)
+        if rows
+        else None
+    )
 
 
 def _headers(study: Study) -> tuple[Line, ...] | None:

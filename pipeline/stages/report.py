@@ -4,8 +4,9 @@ Stages that a study leaves out have no section: their options may be left out, o
 """
 
 import hashlib
-from argparse import Namespace
-from collections.abc import Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -142,8 +143,17 @@ def canonical_yaml(tree: object) -> str:
     return text.getvalue()
 
 
-def main() -> None:
-    """Run the stage."""
+@dataclass(frozen=True)
+class Gap:
+    """A stage without a usable result: its outputs, and why in words."""
+
+    stage: str
+    outputs: tuple[Path, ...]
+    why: str
+
+
+def parser() -> ArgumentParser:
+    """The stage's options."""
     arguments = cli.parser(
         __doc__,
         ingest="the folder of all sites' ingest",
@@ -160,13 +170,35 @@ def main() -> None:
     for name in ("continual", "forgetting"):
         arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of all backbones' {name}")
     arguments.add_argument("--adapt", type=Path, metavar="PATH", help="the folder of all remedies")
-    args = arguments.parse_args()
+    return arguments
+
+
+def main() -> None:
+    """Run the stage."""
+    render(parser().parse_args())
+
+
+def render(args: Namespace, gaps: Sequence[Gap] | None = None) -> None:
+    """Write the page and its figures.
+
+    Args:
+        args: the stage's options.
+        gaps: None where each table must be there. Otherwise (``commands.partial``) what is not usable: outputs below
+            these are not read, what is missing is left out, and the page begins with these words.
+    """
+    unusable = [output.resolve() for gap in gaps or () for output in gap.outputs]
+
+    def there(path: Path) -> bool:
+        return gaps is None or (path.exists() and not any(path.resolve().is_relative_to(out) for out in unusable))
+
     params = load_params(ReportParams, "report", args.params)
     sides = load_params(SplitParams, "split", args.params)
     tree = read_params_file(args.params)
     hashes: dict[str, str] = {}
 
     def read(contract: type[Table], name: str, path: Path) -> pd.DataFrame:
+        if not there(path):
+            return make_table(contract, [])
         frame = read_table(contract, path)
         hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return frame
@@ -201,6 +233,8 @@ def main() -> None:
         issues.append(read(LabelIssues, f"{site}: label issues", args.labels / site / "issues.parquet"))
         index = read(Images, f"{site}: images", args.images / site / INDEX_FILE)
         indices[site] = index.set_index("image_id")["array_index"]
+        if not there(args.images / site):
+            continue
         hashes[f"{site}: pixels"] = str(read_summary(args.images / site)["sha256"])
         for finding, sites in samples.items():
             rows = choose(index, labels[labels["finding"] == finding], splits, params.samples_per_site // 2)
@@ -221,13 +255,17 @@ def main() -> None:
         params_yaml=canonical_yaml(tree),
         versions={str(name): str(version) for name, version in tree.get("versions", {}).items()},
         data_hashes=hashes,
+        absent=frozenset(name for name, _, folder in _TABLES if not there(getattr(args, folder) / f"{name}.parquet")),
+        gaps=tuple((gap.stage, gap.why) for gap in gaps or ()),
     )
     suspects, sheets = [], {}
-    if params.images:
+    if params.images and all(there(args.images / row["site"]) for row in study.suspects):
         suspects = [
             Store(args.images / row["site"]).shown([indices[row["site"]][row["image_id"]]])[0] for row in study.suspects
         ]
-        sheets = {slug("sheet", site): (args.quality / "sheets" / f"{site}.png").read_bytes() for site in study.sites}
+    if params.images:
+        files = {slug("sheet", site): args.quality / "sheets" / f"{site}.png" for site in study.sites}
+        sheets = {name: path.read_bytes() for name, path in files.items() if there(path)}
     pictures = html.draw(study, samples, suspects) | sheets
     figures = args.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Reads a page as a reader would and says what is wrong with it; shares no code with what made the page."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from html.parser import HTMLParser
 from typing import Any
@@ -65,7 +66,9 @@ CONTRACTS: dict[str, type[Table]] = {
     "continual_measures": ContinualMeasures,
 }
 NO_PEOPLE = ("num_parameters", "num_runs", "num_backbones", "num_families")
-NO_PEOPLE += ("exposed_at_least", "rung", "epochs", "rank", "entry", "opening", "sample_size")
+NO_PEOPLE += (
+    "exposed_at_least", "rung", "epoch", "epochs", "severity", "rank", "entry", "opening", "sample_size",
+)  # fmt: skip
 SUBGROUP = re.compile(r"(?!site=)[a-z_]+=|worst_(?!site$)")
 WHOLE = ("labelled_patients", "all_patients")
 METHOD_WORDS = {"l2-sp"}  # a name that is spelled otherwise than in the tables
@@ -77,7 +80,7 @@ class Page(HTMLParser):
     """A page's elements, texts and faults.
 
     ``texts`` are pairs of visible text and the classes around it; ``data`` pairs of a data element's
-    attributes and its text; ``faults`` what is not well-formed.
+    attributes and its text; ``figures`` the data of figures with hover values; ``faults`` what is not well-formed.
     """
 
     def __init__(self, html: str) -> None:
@@ -86,6 +89,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.texts: list[tuple[str, set[str]]] = []
         self.data: list[tuple[dict[str, str], str]] = []
+        self.figures: list[dict[str, Any]] = []
         self.faults: list[str] = []
         self.feed(html)
         self.close()
@@ -110,6 +114,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         tags = [tag for tag, _ in self.stack]
+        if tags and tags[-1] == "script" and self.stack[-1][1].get("type") == "application/json":
+            self.figures.append(json.loads(data))
         if UNSEEN & set(tags):
             return
         classes = {name for _, attributes in self.stack for name in attributes.get("class", "").split()}
@@ -180,6 +186,66 @@ def misquoted(page: Page, frames: Mapping[str, pd.DataFrame], min_cell: int) -> 
         elif not _quotes(row[attributes["data-column"]], attributes, text, min_cell):
             wrong.append(f"{what}: the table has {row[attributes['data-column']]!r}")
     return wrong
+
+
+def misdrawn(page: Page, frames: Mapping[str, pd.DataFrame], min_cell: int) -> list[str]:
+    """What figures with hover values draw or tell that is no cell of a table, and numbers that are no cells."""
+    rows = {
+        name: {tuple(str(row[part]) for part in CONTRACTS[name].key): row for row in frame.to_dict("records")}
+        for name, frame in frames.items()
+    }
+    wrong = []
+    for figure in page.figures:
+        for panel in figure["panels"]:
+            band = panel.get("band")
+            if band and rows[band["table"]][_split(band["key"])][band["column"]] != band["raw"]:
+                wrong.append(f"band {band}")
+            for trace in panel["traces"]:
+                for at, key in enumerate(map(_split, trace["keys"])):
+                    row = rows[trace["table"]].get(key)
+                    what = f"{trace['table']} {key}"
+                    if row is None:
+                        wrong.append(f"{what}: no such row")
+                        continue
+                    drawn = {column: values[at] for column, values in trace["raw"].items()}
+                    wrong += [
+                        f"{what} {column}: {value!r}, but the table has {row[column]!r}"
+                        for column, value in drawn.items()
+                        if not (pd.isna(row[column]) if value is None else value == row[column])
+                    ]
+                    wrong += [
+                        f"{what} {column}: told {texts[at]!r}, but the table has {row[column]!r}"
+                        for column, texts in trace["shown"].items()
+                        if not _tells(row, column, texts[at], min_cell)
+                    ]
+        wrong += [f"a number beside the cells: {where}" for where in _other_numbers(figure)]
+    return wrong
+
+
+def _tells(row: Mapping[str, Any], column: str, text: str, min_cell: int) -> bool:
+    value = row[column]
+    attributes = {"data-column": column, "class": "v", "value": str(value), "title": "why"}
+    if pd.isna(value):
+        attributes |= {"class": "v undefined", "value": ""}
+    elif column.startswith("num_") and (text == f"<{min_cell}" or text == "hidden"):
+        few = text == "hidden" and 0 < row["num_patients"] < min_cell <= value
+        attributes |= {"class": "v small", "value": ""}
+        return few or _quotes(value, attributes, text, min_cell)
+    if column == "strength":  # as it was set
+        return float(text) == round(value, 4)
+    return _quotes(value, attributes, text, min_cell)
+
+
+def _other_numbers(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[str]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name not in ("raw", "series") or (name == "series" and isinstance(value, list)):
+                yield from _other_numbers(value, (*path, name))
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from _other_numbers(value, (*path, number))
+    elif isinstance(tree, int | float) and not isinstance(tree, bool) and not (path[-1] == "line" and tree in (0, 0.5)):
+        yield f"{path}: {tree}"
 
 
 def _quotes(value: Any, attributes: Mapping[str, str], text: str, min_cell: int) -> bool:

@@ -84,8 +84,14 @@
   const escaped = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;");
   const DASHES = { dash: "4px 3px", dot: "1.5px 3px", dashdot: "6px 3px 1.5px 3px" };
 
-  const told = (trace, name, i) => [`<b>${escaped(name)}</b>`, ...(trace.label ? [escaped(trace.label)] : []),
-    ...trace.hover.map(([words, column]) => `${escaped(words)}: ${escaped(trace.shown[column][i])}`)].join("<br>");
+  // Short, in few lines: plotly drops what is taller than its plot.
+  const told = (trace, name, i) => {
+    const parts = trace.hover.map(([words, column]) => `${escaped(words)} ${escaped(trace.shown[column][i])}`);
+    const first = trace.low ? parts.splice(0, 3).join(", ").replace(/, (?=to )/, " ") : parts.shift();
+    const lines = [`<b>${escaped(name)}</b>`, ...(trace.label ? [escaped(trace.label)] : []), first];
+    while (parts.length) lines.push(parts.splice(0, 2).join("; "));
+    return lines.join("<br>");
+  };
 
   // One trace of the page's data as plotly's: its limits below, its points above.
   const drawn = (trace, panel, spec) => {
@@ -123,6 +129,7 @@
     const values = spec.panels.flatMap((panel) => panel.traces.flatMap((trace) =>
       [trace[axis], ...(spec.share === axis && trace.low ? [trace.low, trace.high] : [])].flatMap((column) => trace.raw[column] || [])));
     const ends = values.filter((value) => value !== null);
+    if (axis === "x") spec.panels.filter((panel) => panel.band).forEach(({ band }) => ends.push(-1.25 * band.raw, 1.25 * band.raw));
     const [low, high] = [Math.min(...ends), Math.max(...ends)];
     const space = 0.05 * (high - low) || 0.05;
     return [low - space, high + space];
@@ -147,9 +154,9 @@
     if (panel.line !== undefined) made.shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: panel.line, x1: panel.line, line: { ...line, color: ink("--ink"), dash: "solid" }, layer: "below" });
     if (panel.rows) {
       // Names stand above their lines, so that a phone has the whole width for these.
-      made.height = 62 + 34 * panel.rows.length;
+      made.height = 62 + 34 * Math.max(panel.rows.length, 2);
       made.margin.l = made.margin.r;
-      made.yaxis = { ...made.yaxis, visible: false, range: [0.65 - panel.rows.length, 0.85] };
+      made.yaxis = { ...made.yaxis, visible: false, range: [0.65 - Math.max(panel.rows.length, 2), 0.85] };
       const name = { showarrow: false, yanchor: "bottom", xref: "paper", yshift: 4, font: { size: 12 } };
       panel.traces.forEach((trace) => {
         const row = panel.rows.indexOf(spec.series[trace.series].name);
