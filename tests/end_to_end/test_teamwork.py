@@ -5,6 +5,7 @@ Real runs of a tiny cohort in a git repository (minutes: `make test-all`).
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -196,16 +197,22 @@ def test_an_array_of_jobs_ends_in_the_lock_of_the_serial_run(upstream, tmp_path)
     project.yaml.dump(parts, folder / "dvc.lock")
     for path in ("data/models", ".checkpoints", ".dvc/cache/runs"):
         shutil.rmtree(folder / path)
-    targets = [
-        name for name in dvc(folder, "stage", "list", "--name-only").splitlines() if name.startswith("finetune@")
-    ]
+    listed = dvc(folder, "stage", "list", "--name-only").splitlines()
+    targets = [name for name in listed if name.startswith("finetune@")]
     assert targets == [f"finetune@{BACKBONE}-{method}" for method in sorted(TRAINED)]
+    (folder / "targets.txt").write_text("".join(f"{target}\n" for target in targets))
+    # The script of the page, but for the environment, which is that of the tests.
+    page = (ROOT / "docs/howto/cluster.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", page, re.DOTALL)
+    assert script.count(". ../../.venv/bin/activate\n") == 1
+    (folder / "array.sh").write_text(script.replace(". ../../.venv/bin/activate\n", ""))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", target],
-            cwd=folder, env={**os.environ, "PYTHONPATH": "."}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["bash", "array.sh"], cwd=folder, env={**os.environ, "PATH": path, "SLURM_ARRAY_TASK_ID": str(number)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for target in targets
+        for number in range(len(targets))
     ]  # fmt: skip
     told = [process.communicate()[0] for process in running]
     assert [process.returncode for process in running] == [0] * len(targets), told
@@ -225,10 +232,8 @@ def test_the_workflow_on_the_real_graph_a_planted_defect_turns_it_red(upstream, 
     git(tmp_path, "clone", "--quiet", str(upstream), str(checkout))
     own_site_cache(checkout)
     make_environment(checkout)
-    context = {
-        "vars.DVC_REMOTE_URL": str(upstream.parent / "remote"),
-        **dict.fromkeys(("vars.DVC_PLUGIN", "vars.STUDY", "secrets.AWS_ACCESS_KEY_ID", "secrets.AWS_SECRET_ACCESS_KEY"), ""),
-    }  # fmt: skip
+    unset = ("vars.DVC_PLUGIN", "vars.STUDY", "secrets.AWS_ACCESS_KEY_ID", "secrets.AWS_SECRET_ACCESS_KEY")
+    context = {"vars.DVC_REMOTE_URL": str(upstream.parent / "remote"), **dict.fromkeys(unset, "")}
     workflow = load(ROOT / ".github/workflows/regression.yml")
     same = run_job(workflow, "regression", checkout, context, runner(tmp_path))
     assert same.green, same.printed[-3000:]
