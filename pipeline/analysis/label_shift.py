@@ -150,10 +150,27 @@ def compare_prevalence(scores: Scores, *, permutations: int, seed: int) -> tuple
         seed: of the permutations.
     """
     s, s_target = _probabilities(scores)
+    return compare_means(s, scores.patients, s_target, scores.target_patients, permutations=permutations, seed=seed)
+
+
+def compare_means(
+    before: FloatArray, patients: NDArray[Any], now: FloatArray, patients_now: NDArray[Any], *, permutations: int,
+    seed: int,
+) -> tuple[float, float]:  # fmt: skip
+    """Difference of means over images, now less before, and its p-value under exchange of patients between the sides.
+
+    Args:
+        before: (N,) values of images.
+        patients: (N,) names.
+        now: (M,).
+        patients_now: (M,) names, none of them on the other side.
+        permutations: how many.
+        seed: of the permutations.
+    """
     sums: list[FloatArray] = []
     sizes: list[IntArray] = []
-    for values, patients in ((s_target, scores.target_patients), (s, scores.patients)):
-        codes = np.unique(patients, return_inverse=True)[1]
+    for values, names in ((now, patients_now), (before, patients)):
+        codes = np.unique(names, return_inverse=True)[1]
         sums.append(np.bincount(codes, weights=values).astype(np.float64))
         sizes.append(np.bincount(codes))
     total, size = np.concatenate(sums), np.concatenate(sizes).astype(np.float64)
