@@ -75,7 +75,7 @@ def declared_params(stage: object) -> set[str]:
 def read_params(stage: object) -> set[str]:
     """Sections that a stage reads: the literal names in its calls, f-strings by the stage's own item."""
     source = (ROOT / module_of(stage)).read_text(encoding="utf-8")
-    options = {name: re.search(rf"--{name} (\w+)", stage.cmd) for name in ("site", "method", "remedy", "bundle")}
+    options = {name: re.search(rf"--{name} (\w+)", stage.cmd) for name in ("site", "method", "remedy", "bundle", "name")}
     values = {f"args.{name}": found and found[1] for name, found in options.items()}
     found: set[str] = set()
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
@@ -143,6 +143,7 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
         "forgetting": {"numpy", "scipy"},
         "diagnose": {"numpy", "scikit-learn", "scipy"},
         "controls": {"numpy", "scikit-learn", "scipy"},
+        "gallery": {"monai", "numpy", "scipy", "torch", "torchvision"},
         "evaluate": {"numpy", "scipy"},
         "bundle": set(NUMERIC.values()),  # it hands on the versions that made the arrays, too
         "plots": {"numpy", "scipy"},

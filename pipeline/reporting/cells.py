@@ -40,6 +40,7 @@ _NO_PEOPLE = {"num_parameters", "num_runs", "num_backbones", "num_families", "nu
 _BUDGETS = {"labelled_patients", "all_patients"}
 _SETTINGS = {"margin", "alpha", "strength"}  # as they were set, not rounded
 LEAST_P = 0.0001
+MISTAKES_MINUS_CORRECT = "mistakes_minus_correct"  # a group of tables.gallery.MapMeans
 
 
 def join_key(parts: Iterable[Any]) -> str:
@@ -144,7 +145,11 @@ def _is_signed(row: Row, column: str, metric: str) -> bool:
     if "measure" in row:  # of continual learning: all are differences but one
         return bool(row["measure"] != "final_auroc") or column.startswith("difference")
     of_difference = "difference" in row and "severity" not in row
-    return metric in _SIGNED or row.get("group") == GAP or (column.startswith("ci_") and of_difference)
+    return (
+        metric in _SIGNED
+        or row.get("group") in (GAP, MISTAKES_MINUS_CORRECT)
+        or (column.startswith("ci_") and of_difference)
+    )
 
 
 def interval(row: Row | None, min_cell: int, column: str = "value") -> str:
@@ -188,6 +193,8 @@ class Cells:
         return Markup('<data class="v" value="{}" {}{}>{}</data>').format(raw, origin, note, text)
 
     def _is_hidden(self, table: str, key: tuple[Any, ...], row: Row, column: str) -> bool:
+        if table in ("gallery_counts", "gallery_means"):
+            return is_small(row["num_patients"], self._study.min_cell)
         if table == "metrics":
             of = Place(row["split"], row["group"], "", "").of
             few = bool(of) and is_small(row["num_patients"], self._study.min_cell)

@@ -77,21 +77,21 @@ def _style() -> Iterator[None]:
         yield
 
 
-def to_png(draw: Callable[..., Figure], *args: Any) -> bytes:
-    """Call a function of this module and give its figure as PNG, free of dates and versions.
+def to_png(draw: Callable[..., Figure], *args: Any, dpi: int = DPI) -> bytes:
+    """Call a function of this package and give its figure as PNG, free of dates and versions.
 
     Charts get a palette, which leaves a third of the bytes; figures that hold images are kept as they are.
     """
     with _style():
         figure = draw(*args)
         canvas = FigureCanvasAgg(figure)
-        figure.set(dpi=DPI, facecolor="white")
+        figure.set(dpi=dpi, facecolor="white")
         canvas.draw()  # type: ignore[no-untyped-call]
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
     if not any(axes.images for axes in figure.axes):
         drawn = drawn.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     buffer = BytesIO()
-    drawn.save(buffer, format="png", dpi=(DPI, DPI))
+    drawn.save(buffer, format="png", dpi=(dpi, dpi))
     return buffer.getvalue()
 
 

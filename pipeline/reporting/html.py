@@ -11,7 +11,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.reporting import continual_figures, figures, interactive, privacy_figures, shift_figures, summary
+from pipeline.reporting import (
+    continual_figures,
+    figures,
+    gallery_figures,
+    interactive,
+    privacy_figures,
+    shift_figures,
+    summary,
+)
 from pipeline.reporting.cells import Cells
 from pipeline.reporting.checklist import GUIDELINES
 from pipeline.reporting.study import (
@@ -32,6 +40,7 @@ from pipeline.reporting.study import (
 )
 from pipeline.tables.continual import MEASURES as CONTINUAL_MEASURES
 from pipeline.tables.diagnosis import HYPOTHESES, PROBE_KINDS
+from pipeline.tables.gallery import CALLS, GROUPS, REGIONS
 from pipeline.tables.quality import OUTLIER_KINDS
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -46,7 +55,10 @@ _ATTACK_WORDS = {
 
 
 def draw(
-    study: Study, samples: Mapping[str, list[figures.SiteSamples]], suspects: Sequence[NDArray[np.uint8]] = ()
+    study: Study,
+    samples: Mapping[str, list[figures.SiteSamples]],
+    suspects: Sequence[NDArray[np.uint8]] = (),
+    exhibits: Sequence[gallery_figures.Wall] = (),
 ) -> dict[str, bytes]:
     """All figures of a study as PNG, under the names that the page looks for them.
 
@@ -54,12 +66,16 @@ def draw(
         study: the tables.
         samples: per finding, images of each site; empty where none are to be shown.
         suspects: the images of ``study.suspects``, in their order; empty where none are to be shown.
+        exhibits: the failure galleries, hospital by hospital; empty where no images are to be shown.
     """
     drawn = {} if "flow" in study.absent else {"funnel": figures.to_png(figures.funnel, study)}
     if any(study.rows("histograms")):
         drawn["histograms"] = figures.to_png(figures.histograms, study)
     if len(suspects):
         drawn["suspects"] = figures.to_png(figures.suspects, study, suspects)
+    for wall in exhibits:
+        name = slug("gallery", wall.gallery, wall.finding, wall.site)
+        drawn[name] = figures.to_png(gallery_figures.gallery, study, wall, dpi=gallery_figures.DPI)
     for finding, sites in samples.items():
         name = slug("samples", finding)
         drawn[name] = figures.to_png(figures.contact_sheet, sites, finding, study.not_imagenet)
@@ -122,6 +138,9 @@ def page(study: Study, pictures: Mapping[str, bytes]) -> str:
             CONTINUAL_MEASURES=CONTINUAL_MEASURES,
             HYPOTHESES=HYPOTHESES,
             PROBE_KINDS=PROBE_KINDS,
+            CALLS=CALLS,
+            MAP_GROUPS=GROUPS,
+            REGIONS=REGIONS,
             remedy_label=remedy_label,
             attack_label=attack_label,
             ATTACK_WORDS=_ATTACK_WORDS,

@@ -17,6 +17,7 @@ from pipeline.tables.controls import Controls
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.gallery import CALLS, CallCounts, Gallery, MapMeans
 from pipeline.tables.images import Flow, Leakage
 from pipeline.tables.labels import LabelIssues
 from pipeline.tables.membership import ATTACKS, MembershipAttacks, MembershipExposures
@@ -112,6 +113,10 @@ _WORDS = {
     "window": "contrast window",
     "corners": "the corners",
     "border": "the border",
+    "padding": "the padding",
+    "mistakes": "all mistakes",
+    "correct": "all correct calls",
+    "mistakes_minus_correct": "mistakes minus correct",
     "file": "how the file came about",
     "acquisition": "acquisition fields",
 }
@@ -170,6 +175,9 @@ CONTRACTS: dict[str, type[Table]] = {
     "continual_steps": ContinualSteps,
     "continual_scores": ContinualScores,
     "continual_measures": ContinualMeasures,
+    "gallery": Gallery,
+    "gallery_counts": CallCounts,
+    "gallery_means": MapMeans,
 }
 
 _TRAINING = re.compile(r"-seed\d")  # in the name of a single run
@@ -322,6 +330,7 @@ _PARTS = {
     "continual": "One hospital after another",
     "calibration": "Calibration",
     "subgroups": "Subgroups",
+    "gallery": "Failure gallery",
     "membership": "Model privacy",
     "provenance": "Provenance",
     "checklist": "Reporting guidelines",
@@ -678,6 +687,20 @@ class Study:
         return [strategy for strategy in STRATEGIES if strategy in seen]
 
     @cached_property
+    def galleries(self) -> list[tuple[str, str, str]]:
+        """The galleries by name, their run and each of its findings."""
+        found = {(row["gallery"], row["run"], row["finding"]) for _, row in self.rows("gallery_counts")}
+        return sorted(found)
+
+    def exhibits(self, gallery: str, finding: str, site: str) -> dict[str, list[Row]]:
+        """The images to show by kind of call, the most confident first; kinds of too few patients are left out."""
+        here = {"gallery": gallery, "finding": finding, "site": site}
+        counts = {row["kind"]: row["num_patients"] for _, row in self.rows("gallery_counts", **here)}
+        told = [kind for kind in CALLS if counts.get(kind, 0) >= max(self.min_cell, 1)]
+        found = {kind: [row for _, row in self.rows("gallery", kind=kind, **here)] for kind in told}
+        return {kind: rows for kind, rows in found.items() if rows}
+
+    @cached_property
     def parts(self) -> dict[str, str]:
         """The page's sections in order, with their names in its table of contents; some have nothing to show."""
         has = {name: any(True for _ in self.rows(name)) for name in CONTRACTS}
@@ -685,6 +708,7 @@ class Study:
             "pixels": bool(self.without_pixels) or has["baseline_columns"],
             "choice": has["scores"] or has["rungs"] or has["search_outcome"],
             "subgroups": bool(self.backbones) and any(self.groups(finding) for finding in self.findings),
+            "gallery": has["gallery_counts"],
             "mismatch": any(self.families_in("mismatch", backbone) for backbone in self.backbones),
             "diagnosis": has["diagnoses"] or has["probes"] or has["abstention"],
             "controls": has["controls"],

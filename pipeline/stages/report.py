@@ -5,11 +5,13 @@ Stages that a study leaves out have no section: their options may be left out, o
 
 import hashlib
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 from ruamel.yaml import YAML
@@ -19,7 +21,8 @@ from pipeline.imaging.store import INDEX_FILE, Store, read_summary
 from pipeline.params import StrictParams, load_params, read_params_file
 from pipeline.reporting import html
 from pipeline.reporting.figures import SiteSamples
-from pipeline.reporting.study import Study, slug
+from pipeline.reporting.gallery_figures import Exhibit, Wall
+from pipeline.reporting.study import Row, Study, slug
 from pipeline.splits import SplitParams
 from pipeline.tables.adaptation import Remedies
 from pipeline.tables.baseline import BaselineColumns
@@ -30,6 +33,7 @@ from pipeline.tables.controls import Controls
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.gallery import CallCounts, Gallery, MapMeans
 from pipeline.tables.images import Flow, Images, Leakage, Splits
 from pipeline.tables.labels import LabelIssues, Labels
 from pipeline.tables.membership import MembershipAttacks, MembershipExposures
@@ -85,6 +89,12 @@ _IF_EVALUATED: tuple[tuple[str, type[Table]], ...] = (
     ("protocol", Protocols),
     ("openings", Openings),
 )
+# A folder an entry of section gallery; what of it is on the page.
+_OF_GALLERIES: tuple[tuple[str, type[Table], str], ...] = (
+    ("gallery", Gallery, "gallery"),
+    ("gallery_counts", CallCounts, "counts"),
+    ("gallery_means", MapMeans, "means"),
+)
 
 
 class ReportParams(StrictParams):
@@ -135,6 +145,30 @@ def optional_paths(args: Namespace) -> Iterator[tuple[str, type[Table], str, Pat
             yield name, contract, f"evaluate: {name}", path
 
 
+def walls(study: Study, galleries: Path, images: Path, indices: Mapping[str, pd.Series]) -> Iterator[Wall]:
+    """The failure galleries with their images and maps, hospital by hospital; what is too small to show left out.
+
+    Args:
+        study: the tables.
+        galleries: the folder of all galleries.
+        images: the folder of all sites' images.
+        indices: per site the array_index by image_id.
+    """
+    for gallery, _, finding in study.galleries:
+        maps = np.load(galleries / gallery / "maps.npy", mmap_mode="r", allow_pickle=False)
+        for site in study.sites:
+            chosen = study.exhibits(gallery, finding, site)
+            store = Store(images / site)
+
+            def exhibit(row: Row, site: str = site, store: Store = store, maps: Any = maps) -> Exhibit:
+                image = store.shown([indices[site][row["image_id"]]])[0]
+                at = row["array_index"]
+                return Exhibit(row, image, None if at is None else np.asarray(maps[at]))
+
+            if chosen:
+                yield Wall(gallery, finding, site, {kind: [*map(exhibit, rows)] for kind, rows in chosen.items()})
+
+
 def canonical_yaml(tree: object) -> str:
     """Parameters as YAML without comments: what DVC compares, so that an edited comment leaves nothing stale."""
     yaml = YAML()
@@ -170,6 +204,7 @@ def parser() -> ArgumentParser:
     for name in ("continual", "forgetting"):
         arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of all backbones' {name}")
     arguments.add_argument("--adapt", type=Path, metavar="PATH", help="the folder of all remedies")
+    arguments.add_argument("--gallery", type=Path, metavar="PATH", help="the folder of all failure galleries")
     return arguments
 
 
@@ -219,6 +254,14 @@ def render(args: Namespace, gaps: Sequence[Gap] | None = None) -> None:
         if parent is not None and parent.is_dir() and named:
             parts = [read(contract, f"{folder} {one}: {file}", parent / one / f"{file}.parquet") for one in named]
             frames[name] = make_table(contract, pd.concat(parts, ignore_index=True))
+    if args.gallery is not None and args.gallery.is_dir():
+        for name, contract, file in _OF_GALLERIES:
+            entries = [
+                read(contract, f"gallery {entry}: {file}", args.gallery / entry / f"{file}.parquet")
+                for entry in tree.get("gallery") or {}
+            ]
+            if entries:
+                frames[name] = make_table(contract, pd.concat(entries, ignore_index=True))
     splits = read(Splits, "split: splits", args.split / "splits.parquet")
     findings = sorted(frames["metrics"]["finding"].unique())
     samples: dict[str, list[SiteSamples]] = {finding: [] for finding in findings} if params.images else {}
@@ -258,15 +301,17 @@ def render(args: Namespace, gaps: Sequence[Gap] | None = None) -> None:
         absent=frozenset(name for name, _, folder in _TABLES if not there(getattr(args, folder) / f"{name}.parquet")),
         gaps=tuple((gap.stage, gap.why) for gap in gaps or ()),
     )
-    suspects, sheets = [], {}
+    suspects, sheets, exhibits = [], {}, []
     if params.images and all(there(args.images / row["site"]) for row in study.suspects):
         suspects = [
             Store(args.images / row["site"]).shown([indices[row["site"]][row["image_id"]]])[0] for row in study.suspects
         ]
+    if params.images and all(there(args.images / site) for site in study.sites):
+        exhibits = [*walls(study, args.gallery, args.images, indices)]
     if params.images:
         files = {slug("sheet", site): args.quality / "sheets" / f"{site}.png" for site in study.sites}
         sheets = {name: path.read_bytes() for name, path in files.items() if there(path)}
-    pictures = html.draw(study, samples, suspects) | sheets
+    pictures = html.draw(study, samples, suspects, exhibits) | sheets
     figures = args.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for old in figures.glob("*.png"):  # of a run with other backbones or findings

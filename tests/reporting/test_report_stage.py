@@ -64,7 +64,7 @@ def study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         role, split = ("source", "train") if site in fabricated.SOURCES else ("target", "ood_test")
         splits += [{"image_id": i, "patient_id": i, "site": site, "role": role, "split": split} for i in ids]
     write_table(Splits, splits, tmp_path / "split" / "splits.parquet")
-    monkeypatch.setattr(figures, "to_png", lambda draw, *args: draw(*args) and PIXEL)
+    monkeypatch.setattr(figures, "to_png", lambda draw, *args, **_: draw(*args) and PIXEL)
     return tmp_path
 
 
