@@ -75,7 +75,9 @@ def declared_params(stage: object) -> set[str]:
 def read_params(stage: object) -> set[str]:
     """Sections that a stage reads: the literal names in its calls, f-strings by the stage's own item."""
     source = (ROOT / module_of(stage)).read_text(encoding="utf-8")
-    options = {name: re.search(rf"--{name} (\w+)", stage.cmd) for name in ("site", "method", "remedy", "bundle", "name")}
+    options = {
+        name: re.search(rf"--{name} (\w+)", stage.cmd) for name in ("site", "method", "remedy", "bundle", "name")
+    }
     values = {f"args.{name}": found and found[1] for name, found in options.items()}
     found: set[str] = set()
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):

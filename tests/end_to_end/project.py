@@ -80,7 +80,7 @@ class Project:
         params["finetune"] |= {"seeds": [1, 2], "epochs": 1, "batch_size": 8}
         params["compute"]["threads"] = 1
         params["evaluate"] |= {"resamples": 100, "subgroups": []}
-        params["remedies"], params["handover"] = {}, {}
+        params["remedies"], params["handover"], params["gallery"] = {}, {}, {}
         params["continual"] = {"backbones": []}
         params["search"]["epochs"] = [1]
         params["stress"] |= {"kinds": ["marker"], "severities": [5], "resamples": 100}

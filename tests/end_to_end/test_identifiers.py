@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from end_to_end.project import Project
+from end_to_end.project import BACKBONE, Project
 from minimal import content, dataset
 from pydicom.datadict import DicomDictionary, keyword_dict
 from pydicom.dataset import Dataset
@@ -234,6 +234,7 @@ def test_no_planted_string_leaves_the_archive(tmp_path: Path):
         params["sites"] = {site: archive(folder, site, 26, planter) for site in ("home", "away")}
     del params["methods"]["linear_probe"]
     params["finetune"]["seeds"] = [1]
+    params["gallery"] = {"shown": {"backbone": BACKBONE, "method": "scratch", "seed": 1}}
     params["privacy"] = {"key": "private", "remote": None}
     project.params = params
 

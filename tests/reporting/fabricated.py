@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from reporting import fabricated_continual, fabricated_shift
+from reporting import fabricated_continual, fabricated_gallery, fabricated_shift
 
 from pipeline.reporting.figures import SiteSamples
 from pipeline.reporting.study import Study
@@ -87,7 +87,8 @@ def _frames() -> dict[str, pd.DataFrame]:
         "curves": make_table(Curves, rows["curves"]),
     }
     shift = fabricated_shift.frames(SOURCES, TARGETS, BACKBONES, METHODS, FINDING)
-    return {**made, **_transfer(), **_who(), **shift, **fabricated_continual.frames(FINDING)}
+    shift |= fabricated_continual.frames(FINDING) | fabricated_gallery.frames(SOURCES, TARGETS, FINDING)
+    return {**made, **_transfer(), **_who(), **shift}
 
 
 def _minus_no_pixels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

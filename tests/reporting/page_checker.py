@@ -17,6 +17,7 @@ from pipeline.tables.contract import Table
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.gallery import CallCounts, Gallery, MapMeans
 from pipeline.tables.images import Flow, Leakage
 from pipeline.tables.labels import LabelIssues
 from pipeline.tables.membership import MembershipAttacks, MembershipExposures
@@ -64,11 +65,16 @@ CONTRACTS: dict[str, type[Table]] = {
     "continual_steps": ContinualSteps,
     "continual_scores": ContinualScores,
     "continual_measures": ContinualMeasures,
+    "gallery": Gallery,
+    "gallery_counts": CallCounts,
+    "gallery_means": MapMeans,
 }
 NO_PEOPLE = ("num_parameters", "num_runs", "num_backbones", "num_families")
 NO_PEOPLE += (
     "exposed_at_least", "rung", "epoch", "epochs", "severity", "rank", "entry", "opening", "sample_size",
+    "map_rows", "map_columns",
 )  # fmt: skip
+OF_FEW = ("table_one", "balance", "gallery_counts", "gallery_means")  # hidden as a whole row
 SUBGROUP = re.compile(r"(?!site=)[a-z_]+=|worst_(?!site$)")
 WHOLE = ("labelled_patients", "all_patients")
 METHOD_WORDS = {"l2-sp"}  # a name that is spelled otherwise than in the tables
@@ -175,9 +181,7 @@ def misquoted(page: Page, frames: Mapping[str, pd.DataFrame], min_cell: int) -> 
         what = f"{attributes['data-table']} {key} {attributes['data-column']}: {text!r}"
         if row is None:
             wrong.append(f"{what}: no such row")
-        elif attributes["data-table"] in ("table_one", "balance") and (
-            0 < row["num_patients"] < min_cell or text == "hidden"
-        ):
+        elif attributes["data-table"] in OF_FEW and (0 < row["num_patients"] < min_cell or text == "hidden"):
             if (text, attributes["value"]) != ("hidden", "") and text != "–":
                 wrong.append(f"{what}: of {row['num_patients']} patients, and not hidden")
         elif attributes["data-table"] == "metrics" and SUBGROUP.match(row["group"]) and row["num_patients"] < min_cell:

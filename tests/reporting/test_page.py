@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reporting import fabricated
+from reporting import fabricated, fabricated_gallery
 from reporting.page_checker import misquoted, read, untraced
 
 from pipeline.reporting import cells, figures, html, privacy_figures, shift_figures
@@ -44,6 +44,7 @@ SECTIONS = [
     "continual",
     "calibration",
     "subgroups",
+    "gallery",
     "membership",
     "provenance",
     "reading",
@@ -59,7 +60,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def pictures(study: Study) -> dict[str, bytes]:
-    return html.draw(study, fabricated.samples(), fabricated.suspects())
+    return html.draw(study, fabricated.samples(), fabricated.suspects(), fabricated_gallery.walls(study))
 
 
 @pytest.fixture(scope="module")

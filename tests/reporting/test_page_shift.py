@@ -20,6 +20,7 @@ OF_SHIFT = {
     "pixels",
     "choice",
     "subgroups",
+    "gallery",
     "mismatch",
     "diagnosis",
     "stress",
@@ -31,7 +32,8 @@ OF_SHIFT = {
 LEFT_OUT = (
     "baseline_columns", "mismatch", "scores", "rank_correlations", "rungs", "search_outcome", "protocol", "openings",
     "diagnoses", "probes", "abstention", "stress", "remedies", "attacks", "exposures",
-    "continual_steps", "continual_scores", "continual_measures", "controls",
+    "continual_steps", "continual_scores", "continual_measures", "controls", "gallery",
+    "gallery_counts", "gallery_means",
 )  # fmt: skip
 
 

@@ -1,21 +1,23 @@
 import re
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from reporting import fabricated, fabricated_continual, fabricated_shift
+from reporting import fabricated, fabricated_continual, fabricated_gallery, fabricated_shift
 from reporting.page_checker import misquoted, read, untraced
 
 from pipeline.imaging.store import PlaneFormat, write_store
 from pipeline.params import ParamsError
-from pipeline.reporting import figures
+from pipeline.reporting import figures, gallery_figures
 from pipeline.stages import report
 from pipeline.tables.adaptation import Remedies
-from pipeline.tables.contract import TableError, write_table
+from pipeline.tables.contract import TableError, read_table, write_table
 from pipeline.tables.files import Deidentification, Notes
+from pipeline.tables.gallery import Gallery
 from pipeline.tables.images import Images, Splits
 from pipeline.tables.labels import LabelIssues, Labels
 from pipeline.tables.quality import Outliers
@@ -32,6 +34,7 @@ report:
 backbones: {mobilenet_v2: {}, resnet18: {}}
 remedies: {coral: {}, prevalence: {}, temperature: {}}
 continual: {backbones: [resnet18]}
+gallery: {pretrained: {}}
 versions:
   torch: 2.15.0
 """
@@ -86,10 +89,34 @@ def whole_folder(study_folder: Path) -> Path:
             own = remedies[(remedies["remedy"] == remedy) & remedies["run"].str.startswith(f"{backbone}-")]
             write_table(Remedies, own, study_folder / "adapt" / f"{backbone}-{remedy}" / "remedies.parquet")
     write_table(Remedies, [], study_folder / "adapt" / "resnet18-removed" / "remedies.parquet")
+    write_gallery(study_folder, frames)
     return study_folder
 
 
-SHIFT = ("baseline", "choice", "search", "diagnose", "stress", "membership", "adapt", "continual", "forgetting")
+def write_gallery(folder: Path, frames: Mapping[str, pd.DataFrame]) -> None:
+    """Of images that the hospitals have, in turn."""
+    shown = frames["gallery"].copy()
+    for site, rows in shown.groupby("site"):
+        shown.loc[rows.index, "image_id"] = [f"{site}{number % 6}" for number in range(len(rows))]
+    for name, contract, file in report._OF_GALLERIES:
+        frame = shown if name == "gallery" else frames[name]
+        write_table(contract, frame, folder / "gallery" / fabricated_gallery.GALLERY / f"{file}.parquet")
+    maps = np.stack([np.full((8, 8), number, np.uint8) for number in range(len(shown))])
+    np.save(folder / "gallery" / fabricated_gallery.GALLERY / "maps.npy", maps)
+
+
+SHIFT = (
+    "baseline",
+    "choice",
+    "search",
+    "diagnose",
+    "stress",
+    "membership",
+    "adapt",
+    "continual",
+    "forgetting",
+    "gallery",
+)
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool, more: tuple[str, ...] = ()) -> str:
@@ -135,6 +162,37 @@ def test_shows_what_other_stages_left(whole_folder: Path, monkeypatch: pytest.Mo
     assert {"stress: curves", "evaluate: protocol", "resnet18-coral: remedies"} <= set(hashed)
     assert {"continual resnet18: steps", "forgetting resnet18: measures"} <= set(hashed)
     assert "resnet18-removed: remedies" not in hashed
+    assert "gallery pretrained: means" in hashed
+    assert not [name for name in names if name.startswith("gallery")]
+
+
+def test_the_gallery_shows_each_image_with_its_own_map(whole_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = []
+    monkeypatch.setattr(gallery_figures, "gallery", lambda _, wall: drawn.append(wall) or PIXEL)
+    page = run(whole_folder, monkeypatch, images=True, more=SHIFT)
+    for wall in drawn:
+        assert (whole_folder / "out/figures" / f"gallery-pretrained-pneumonia-{wall.site}.png").is_file()
+        for exhibits in wall.exhibits.values():
+            for exhibit in exhibits:
+                assert exhibit.row["image_id"] in page
+                assert (exhibit.image == int(exhibit.row["image_id"][-1])).all()
+                at = exhibit.row["array_index"]
+                assert exhibit.map is None if at is None else (exhibit.map == at).all()
+    assert [wall.site for wall in drawn] == ["north", "south", "east", "west"]
+    assert "false_positive" not in drawn[2].exhibits
+
+
+def test_a_gallery_of_few_patients_shows_nothing_of_them(whole_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """One image stands in no other list of the page: its pseudonym may not be anywhere."""
+    path = whole_folder / "gallery/pretrained/gallery.parquet"
+    shown = read_table(Gallery, path)
+    few = (shown["site"] == "east") & (shown["kind"] == "false_positive")
+    names = set(shown.loc[few, "image_id"])
+    assert len(names) == 2
+    write_table(Gallery, shown[~shown["image_id"].isin(names) | few], path)
+    page = run(whole_folder, monkeypatch, images=True, more=SHIFT)
+    assert "east0" in page
+    assert not [name for name in names if name in page]
 
 
 def test_stages_that_are_not_there_have_no_section(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
