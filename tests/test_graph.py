@@ -143,6 +143,8 @@ def test_numeric_versions_are_checked_where_numbers_are_made(name):
         "adapt": {"monai", "numpy", "scipy", "torch", "torchvision"},
         "continual": {"monai", "numpy", "torch", "torchvision"},
         "forgetting": {"numpy", "scipy"},
+        "matrix": {"monai", "numpy", "scikit-learn", "torch", "torchvision"},
+        "matrix_scores": {"numpy", "scipy"},
         "diagnose": {"numpy", "scikit-learn", "scipy"},
         "controls": {"numpy", "scikit-learn", "scipy"},
         "gallery": {"monai", "numpy", "scipy", "torch", "torchvision"},

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from pipeline.analysis.tested import Tested, tested_images
 from pipeline.metrics.binary import FloatArray, auroc
 from pipeline.metrics.intervals import CountArray, Estimate, interval, over_seeds, patient_counts
 from pipeline.metrics.resampled import resampled_auroc
@@ -31,40 +31,6 @@ class Course:
 
     values: FloatArray
     draws: FloatArray
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A hospital's annotated test images for one finding, and why there is no AUROC of them ("": there is)."""
-
-    image_ids: npt.NDArray[np.str_]
-    labels: npt.NDArray[np.int8]
-    patients: npt.NDArray[np.int64]  # rows of the resample counts
-    num_unlabelled: int
-
-    @property
-    def num_patients(self) -> int:
-        """All of them."""
-        return len(np.unique(self.patients))
-
-    @property
-    def limiting(self) -> int:
-        """Patients of the rarer class."""
-        return min(len(np.unique(self.patients[self.labels == label])) for label in (0, 1))
-
-    @property
-    def undefined(self) -> str:
-        """Why there is no AUROC."""
-        positives = int(self.labels.sum())
-        if not len(self.labels):
-            return "no annotated images"
-        return f"one class only (positives: {positives})" if positives in (0, len(self.labels)) else ""
-
-    @property
-    def note(self) -> str:
-        """What is to be said of the images."""
-        left_out = f"{self.num_unlabelled} images without label left out" if self.num_unlabelled else ""
-        return "; ".join(text for text in (self.undefined, left_out) if text)
 
 
 def sequence_of(steps: pd.DataFrame) -> list[str]:
@@ -97,7 +63,7 @@ def scores(
     scored: list[Row] = []
     measured: list[Row] = []
     for finding, rows in predictions.assign(code=codes).groupby("finding", sort=True):
-        tested = {site: _tested(rows[rows["site"] == site], known, str(finding)) for site in sites}
+        tested = {site: tested_images(rows[rows["site"] == site], known, str(finding)) for site in sites}
         logits = {
             key: part.set_index("image_id")["logit"]
             for key, part in rows.groupby(["run", "step", "site"], sort=True)
@@ -137,20 +103,6 @@ def measures(course: FloatArray) -> dict[str, FloatArray]:
         if site > 0:
             made["forward_transfer"][..., site, :] = course[..., site - 1, site, :] - CHANCE
     return made
-
-
-def _tested(rows: pd.DataFrame, known: pd.Series, finding: str) -> Tested:
-    """Of the rows of one finding and hospital, of all runs and steps."""
-    images = rows.drop_duplicates("image_id").sort_values("image_id")
-    wanted = pd.MultiIndex.from_arrays([[finding] * len(images), images["image_id"].astype(object)])
-    labels = known.reindex(wanted).to_numpy(np.float64, na_value=np.nan)
-    there = np.isfinite(labels)
-    return Tested(
-        images["image_id"].to_numpy(np.str_)[there],
-        labels[there].astype(np.int8),
-        images["code"].to_numpy(np.int64)[there],
-        int((~there).sum()),
-    )
 
 
 def _course(

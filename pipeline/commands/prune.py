@@ -50,7 +50,7 @@ def main() -> None:
         for name in prune_lock(file.with_name("dvc.lock"), names, Path.cwd()):
             print(f"removed {name}")
     # Where params name nothing of the kind no stage makes it, and DVC wants what a stage depends on to be there.
-    for name in ("adapt", "continual", "forgetting", "gallery"):
+    for name in ("adapt", "continual", "forgetting", "gallery", "matrix_scores"):
         Path("data", name).mkdir(parents=True, exist_ok=True)
 
 

@@ -42,7 +42,7 @@ from pipeline.tables.files import Manifest
 from pipeline.training.budget import annotated_patients
 from pipeline.withdrawn import WITHDRAWN_FILE, Withdrawn, read_withdrawn, write_withdrawn
 
-SCRATCH = tuple(Path(".checkpoints") / stage for stage in ("ingest", "preprocess", "finetune", "continual"))
+SCRATCH = tuple(Path(".checkpoints") / stage for stage in ("ingest", "preprocess", "finetune", "continual", "matrix"))
 _PARQUET = b"PAR1"
 _ROW_IDS = ("patient_id", "image_id", "source_id", "duplicate_of")  # columns that say whose a row is
 _MODEL_CARD = "model.json"

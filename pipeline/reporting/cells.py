@@ -144,7 +144,8 @@ def _is_signed(row: Row, column: str, metric: str) -> bool:
         return bool(row["hypothesis"] != "label_shift_only")
     if "measure" in row:  # of continual learning: all are differences but one
         return bool(row["measure"] != "final_auroc") or column.startswith("difference")
-    of_difference = "difference" in row and "severity" not in row
+    # A row of these holds a value and, beside it, a difference: its interval is the value's.
+    of_difference = "difference" in row and not {"severity", "in_distribution"} & set(row)
     return (
         metric in _SIGNED
         or row.get("group") in (GAP, MISTAKES_MINUS_CORRECT)

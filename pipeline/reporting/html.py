@@ -16,6 +16,7 @@ from pipeline.reporting import (
     figures,
     gallery_figures,
     interactive,
+    matrix_figures,
     privacy_figures,
     shift_figures,
     summary,
@@ -99,6 +100,13 @@ def draw(
     for name, draw_one in (("stress", shift_figures.stress), ("abstention", shift_figures.abstention)):
         for finding, backbone in study.subjects(name):
             drawn[f"{name}-{slug(finding, backbone)}"] = figures.to_png(draw_one, study, finding, backbone)
+    for finding in study.findings:
+        drawn[f"home_and_away-{slug(finding)}"] = figures.to_png(matrix_figures.home_and_away, study, finding)
+    for finding, backbone in study.subjects("matrix_scores"):
+        for method in study.distinct("matrix_scores", "method", finding=finding, backbone=backbone):
+            drawn[f"matrix-{slug(finding, backbone, method)}"] = figures.to_png(
+                matrix_figures.heat_map, study, finding, backbone, method
+            )
     for finding, backbone in study.subjects("continual_scores"):
         drawn[f"continual-{slug(finding, backbone)}"] = figures.to_png(
             continual_figures.sequence, study, finding, backbone

@@ -20,6 +20,7 @@ from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.gallery import CALLS, CallCounts, Gallery, MapMeans
 from pipeline.tables.images import Flow, Leakage
 from pipeline.tables.labels import LabelIssues
+from pipeline.tables.matrix import MatrixScores
 from pipeline.tables.membership import ATTACKS, MembershipAttacks, MembershipExposures
 from pipeline.tables.mismatch import Mismatch
 from pipeline.tables.protocol import Openings, Protocols
@@ -178,6 +179,7 @@ CONTRACTS: dict[str, type[Table]] = {
     "gallery": Gallery,
     "gallery_counts": CallCounts,
     "gallery_means": MapMeans,
+    "matrix_scores": MatrixScores,
 }
 
 _TRAINING = re.compile(r"-seed\d")  # in the name of a single run
@@ -324,6 +326,7 @@ _PARTS = {
     "hospitals": "Per hospital",
     "mismatch": "Data mismatch",
     "diagnosis": "Diagnosis of shift",
+    "matrix": "Trained here, tested there",
     "stress": "Acquisition shift",
     "remedies": "Remedies",
     "controls": "Controls",
@@ -676,6 +679,11 @@ class Study:
                 found[row["kind"]] = max(row["severity"], found.get(row["kind"], 0))
         return found
 
+    def matrix_sites(self, protocol: str, **wanted: Any) -> list[str]:
+        """The hospitals that have a row in the site x site matrix, home first; of leave_one_out, those left out."""
+        seen = set(self.distinct("matrix_scores", "row", protocol=protocol, **wanted))
+        return [site for site in self.sites if site in seen]
+
     def learnt(self, backbone: str) -> list[str]:
         """The hospitals that a network learnt one after another, in their order."""
         order = {row["joins_at"]: row["site"] for _, row in self.rows("continual_scores", backbone=backbone)}
@@ -712,6 +720,7 @@ class Study:
             "mismatch": any(self.families_in("mismatch", backbone) for backbone in self.backbones),
             "diagnosis": has["diagnoses"] or has["probes"] or has["abstention"],
             "controls": has["controls"],
+            "matrix": has["matrix_scores"],
             "stress": has["stress"],
             "remedies": bool(self._remedy_of) or has["remedies"],
             "membership": any(self.attacked(backbone) for backbone in self.backbones),

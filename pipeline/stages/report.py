@@ -36,6 +36,7 @@ from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.gallery import CallCounts, Gallery, MapMeans
 from pipeline.tables.images import Flow, Images, Leakage, Splits
 from pipeline.tables.labels import LabelIssues, Labels
+from pipeline.tables.matrix import MatrixScores
 from pipeline.tables.membership import MembershipAttacks, MembershipExposures
 from pipeline.tables.mismatch import Mismatch
 from pipeline.tables.protocol import Openings, Protocols
@@ -75,11 +76,12 @@ _OPTIONAL: tuple[tuple[str, type[Table], str, str], ...] = (
     ("attacks", MembershipAttacks, "membership", "attacks"),
     ("exposures", MembershipExposures, "membership", "exposures"),
 )
-# Of stages with one folder a backbone: name on the page, contract, folder, file.
-_BY_BACKBONE: tuple[tuple[str, type[Table], str, str], ...] = (
-    ("continual_steps", ContinualSteps, "continual", "steps"),
-    ("continual_scores", ContinualScores, "forgetting", "scores"),
-    ("continual_measures", ContinualMeasures, "forgetting", "measures"),
+# Of stages with one folder a backbone: name on the page, contract, folder, file, and the section that names them.
+_BY_BACKBONE: tuple[tuple[str, type[Table], str, str, str], ...] = (
+    ("continual_steps", ContinualSteps, "continual", "steps", "continual"),
+    ("continual_scores", ContinualScores, "forgetting", "scores", "continual"),
+    ("continual_measures", ContinualMeasures, "forgetting", "measures", "continual"),
+    ("matrix_scores", MatrixScores, "matrix_scores", "scores", "matrix"),
 )
 # What evaluate writes where it was given more than predictions.
 _IF_EVALUATED: tuple[tuple[str, type[Table]], ...] = (
@@ -201,7 +203,7 @@ def parser() -> ArgumentParser:
     )
     for name in ("baseline", "choice", "search", "diagnose", "controls", "stress", "membership"):
         arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of {name}")
-    for name in ("continual", "forgetting"):
+    for name in ("continual", "forgetting", "matrix-scores"):
         arguments.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"the folder of all backbones' {name}")
     arguments.add_argument("--adapt", type=Path, metavar="PATH", help="the folder of all remedies")
     arguments.add_argument("--gallery", type=Path, metavar="PATH", help="the folder of all failure galleries")
@@ -248,9 +250,9 @@ def render(args: Namespace, gaps: Sequence[Gap] | None = None) -> None:
         parts = [read(Remedies, f"{job}: remedies", args.adapt / job / "remedies.parquet") for job in jobs]
         if parts:
             frames["remedies"] = make_table(Remedies, pd.concat(parts, ignore_index=True))
-    for name, contract, folder, file in _BY_BACKBONE:
+    for name, contract, folder, file, section in _BY_BACKBONE:
         parent = getattr(args, folder)
-        named = tree.get("continual", {}).get("backbones", [])
+        named = tree.get(section, {}).get("backbones", [])
         if parent is not None and parent.is_dir() and named:
             parts = [read(contract, f"{folder} {one}: {file}", parent / one / f"{file}.parquet") for one in named]
             frames[name] = make_table(contract, pd.concat(parts, ignore_index=True))

@@ -82,6 +82,7 @@ class Project:
         params["evaluate"] |= {"resamples": 100, "subgroups": []}
         params["remedies"], params["handover"], params["gallery"] = {}, {}, {}
         params["continual"] = {"backbones": []}
+        params["matrix"]["backbones"] = []
         params["search"]["epochs"] = [1]
         params["stress"] |= {"kinds": ["marker"], "severities": [5], "resamples": 100}
         params["diagnose"]["permutations"] = 100

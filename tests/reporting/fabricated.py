@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from reporting import fabricated_continual, fabricated_gallery, fabricated_shift
+from reporting import fabricated_continual, fabricated_gallery, fabricated_matrix, fabricated_shift
 
 from pipeline.reporting.figures import SiteSamples
 from pipeline.reporting.study import Study
@@ -88,6 +88,7 @@ def _frames() -> dict[str, pd.DataFrame]:
     }
     shift = fabricated_shift.frames(SOURCES, TARGETS, BACKBONES, METHODS, FINDING)
     shift |= fabricated_continual.frames(FINDING) | fabricated_gallery.frames(SOURCES, TARGETS, FINDING)
+    shift |= fabricated_matrix.frames(FINDING)
     return {**made, **_transfer(), **_who(), **shift}
 
 

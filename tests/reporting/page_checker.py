@@ -20,6 +20,7 @@ from pipeline.tables.files import Deidentification, Notes
 from pipeline.tables.gallery import CallCounts, Gallery, MapMeans
 from pipeline.tables.images import Flow, Leakage
 from pipeline.tables.labels import LabelIssues
+from pipeline.tables.matrix import MatrixScores
 from pipeline.tables.membership import MembershipAttacks, MembershipExposures
 from pipeline.tables.mismatch import Mismatch
 from pipeline.tables.protocol import Openings, Protocols
@@ -68,6 +69,7 @@ CONTRACTS: dict[str, type[Table]] = {
     "gallery": Gallery,
     "gallery_counts": CallCounts,
     "gallery_means": MapMeans,
+    "matrix_scores": MatrixScores,
 }
 NO_PEOPLE = ("num_parameters", "num_runs", "num_backbones", "num_families")
 NO_PEOPLE += (

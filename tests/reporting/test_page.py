@@ -39,6 +39,7 @@ SECTIONS = [
     "hospitals",
     "mismatch",
     "diagnosis",
+    "matrix",
     "stress",
     "remedies",
     "continual",

@@ -28,12 +28,13 @@ OF_SHIFT = {
     "membership",
     "continual",
     "controls",
+    "matrix",
 }
 LEFT_OUT = (
     "baseline_columns", "mismatch", "scores", "rank_correlations", "rungs", "search_outcome", "protocol", "openings",
     "diagnoses", "probes", "abstention", "stress", "remedies", "attacks", "exposures",
     "continual_steps", "continual_scores", "continual_measures", "controls", "gallery",
-    "gallery_counts", "gallery_means",
+    "gallery_counts", "gallery_means", "matrix_scores",
 )  # fmt: skip
 
 

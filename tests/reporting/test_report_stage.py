@@ -35,6 +35,7 @@ backbones: {mobilenet_v2: {}, resnet18: {}}
 remedies: {coral: {}, prevalence: {}, temperature: {}}
 continual: {backbones: [resnet18]}
 gallery: {pretrained: {}}
+matrix: {backbones: [resnet18]}
 versions:
   torch: 2.15.0
 """
@@ -79,7 +80,7 @@ def whole_folder(study_folder: Path) -> Path:
         write_table(contract, frames[name], study_folder / folder / f"{file}.parquet")
     for name, contract in report._IF_EVALUATED:
         write_table(contract, frames[name], study_folder / "evaluate" / f"{name}.parquet")
-    for name, contract, folder, file in report._BY_BACKBONE:
+    for name, contract, folder, file, _ in report._BY_BACKBONE:
         path = study_folder / folder / fabricated_continual.BACKBONE / f"{file}.parquet"
         write_table(contract, frames[name], path)
         write_table(contract, [], study_folder / folder / "removed" / f"{file}.parquet")
@@ -116,6 +117,7 @@ SHIFT = (
     "continual",
     "forgetting",
     "gallery",
+    "matrix_scores",
 )
 
 
@@ -125,7 +127,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool, more: tuple
     options |= {name: folder / name for name in ("predict", "images", "labels")}
     options |= {name: folder / name for name in more}
     options |= {"out": folder / "out", "params": folder / "params.yaml"}
-    monkeypatch.setattr(sys, "argv", ["report", *(str(part) for k, v in options.items() for part in (f"--{k}", v))])
+    named = [(f"--{name.replace('_', '-')}", value) for name, value in options.items()]
+    monkeypatch.setattr(sys, "argv", ["report", *(str(part) for pair in named for part in pair)])
     report.main()
     return (folder / "out" / "index.html").read_text(encoding="utf-8")
 
