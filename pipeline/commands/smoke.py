@@ -36,7 +36,7 @@ def reduced(params: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         PipelineError: a hospital is not simulated: its files cannot be made fewer, nor be found from another folder.
     """
-    real = [name for name, site in params["sites"].items() if not site.get("simulate")]
+    real = [name for name, site in params["sites"].items() if site.get("simulate") is None]
     if real:
         raise PipelineError(f"smoke is for simulated hospitals; these are none: {', '.join(real)}")
     small: dict[str, Any] = {

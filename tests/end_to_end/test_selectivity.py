@@ -6,7 +6,7 @@ import pytest
 from end_to_end.project import BACKBONE, Project, site
 
 # What the models and the predictions lead to.
-JUDGED = ["predict", "stress", "diagnose", "evaluate", "report"]
+JUDGED = ["predict", "stress", "membership", "diagnose", "controls", "evaluate", "plots", "report"]
 JOINT = ["split", "gather", "quality", "baseline", f"embed@{BACKBONE}", *JUDGED]
 CHOICE = ["choice", "search"]  # on the source alone
 
@@ -39,7 +39,7 @@ def test_a_second_run_does_nothing(project):
 
 def test_a_forced_rerun_leaves_the_lock_files_as_they_are(project):
     locks = project.locks()
-    assert len(project.repro("--force")) == 23
+    assert len(project.repro("--force")) == 26
     assert project.locks() == locks
 
 
@@ -92,7 +92,7 @@ def test_editing_the_report_trains_nothing_and_editing_one_method_trains_that_me
         path = project.folder / name
         path.write_text(path.read_text() + "\n# a remark\n")
     # The model comes out as it was, so nothing that it leads to runs; what may call any method does, and the report.
-    assert set(project.repro()) == {f"finetune@{BACKBONE}-linear_probe", "search", "report"}
+    assert set(project.repro()) == {f"finetune@{BACKBONE}-linear_probe", "search", "membership", "report"}
 
 
 def test_corrected_labels_reread_no_dicom(project):
