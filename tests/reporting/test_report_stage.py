@@ -1,4 +1,5 @@
 import re
+import shutil
 import struct
 import sys
 from collections.abc import Mapping
@@ -208,6 +209,64 @@ def test_a_stage_without_its_table_is_an_error(whole_folder: Path, monkeypatch: 
     (whole_folder / "diagnose" / "probes.parquet").unlink()
     with pytest.raises(TableError, match="Probes"):
         run(whole_folder, monkeypatch, images=False, more=SHIFT)
+
+
+def partial(folder: Path, monkeypatch: pytest.MonkeyPatch, gaps: list[report.Gap]) -> str:
+    """The page of what is left; as ``run`` with images."""
+    monkeypatch.setattr(report, "render", lambda args, render=report.render: render(args, gaps))
+    return run(folder, monkeypatch, images=True)
+
+
+def test_a_failed_evaluation_leaves_the_rest(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.rmtree(study_folder / "evaluate")
+    page = partial(study_folder, monkeypatch, [report.Gap("evaluate", (study_folder / "evaluate",), "no result")])
+    parsed = read(page)
+    found = [attributes["id"] for tag, attributes in parsed.elements if tag == "section"]
+    assert {"funnel", "composition", "quality", "leakage", "training", "provenance"} <= set(found)
+    assert not {"verdict", "efficiency", "hospitals", "calibration"} & set(found)
+    assert {a["href"][1:] for tag, a in parsed.elements if tag == "a"} <= {
+        a["id"] for _, a in parsed.elements if "id" in a
+    }
+    assert parsed.faults == []
+    banner = page.partition("<nav")[0]
+    assert "This report is incomplete" in banner
+    assert re.search(r"evaluate</span>:\s*<span class=\"verbatim\">no result", banner)
+    assert "Does transfer help, " in banner
+    assert "Trained models" in page
+    assert (study_folder / "out" / "figures" / "curves-resnet18.png").is_file()
+
+
+def test_what_is_out_of_date_is_not_shown_for_new(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    page = partial(study_folder, monkeypatch, [report.Gap("quality", (study_folder / "quality",), "older")])
+    assert 'id="quality"' not in page
+    assert "north2" not in page
+    assert "sheet-" not in str(list((study_folder / "out" / "figures").iterdir()))
+
+
+def test_one_hospital_failed(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    gone = [study_folder / name / "east" for name in ("ingest", "images", "labels")]
+    for folder in gone:
+        shutil.rmtree(folder)
+    page = partial(study_folder, monkeypatch, [report.Gap("ingest@east", tuple(gone), "no result")])
+    assert read(page).faults == []
+    assert "east: pixels" not in page
+    assert "north: pixels" in page
+
+
+def test_nothing_is_there(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = study_folder / "params.yaml"
+    for folder in list(study_folder.iterdir()):
+        shutil.rmtree(folder) if folder.is_dir() and folder != kept else None
+    page = partial(study_folder, monkeypatch, [report.Gap("manifest", (study_folder / "manifest",), "no result")])
+    found = [attributes["id"] for tag, attributes in read(page).elements if tag == "section"]
+    assert found == ["summary", "provenance", "checklist", "reading"]
+    assert read(page).faults == []
+
+
+def test_without_gaps_a_missing_table_is_an_error(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (study_folder / "evaluate" / "verdicts.parquet").unlink()
+    with pytest.raises(TableError, match="Verdicts"):
+        run(study_folder, monkeypatch, images=False)
 
 
 def test_images_can_stay_out(study_folder: Path, monkeypatch: pytest.MonkeyPatch):
