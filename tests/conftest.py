@@ -1,9 +1,11 @@
 """Shared by all tests: where things lie, and small helpers that need no DVC."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm import warm
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -35,3 +37,10 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder ../shared with real data and weights is not there")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[Path]:
+    """For stages and commands as processes of their own; see warm.py."""
+    with warm() as python:
+        yield python

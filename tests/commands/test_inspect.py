@@ -15,9 +15,11 @@ ROOT = Path(__file__).parents[2]
 STORED = np.array([[0, 100], [1000, 4095]], dtype=np.uint16)
 
 
-def inspect(folder: Path, *arguments: str) -> tuple[list[dict], subprocess.CompletedProcess[str]]:
+def inspect(
+    folder: Path, *arguments: str, python: str | Path = sys.executable
+) -> tuple[list[dict], subprocess.CompletedProcess[str]]:
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.commands.inspect", *arguments], cwd=folder, capture_output=True, text=True,
+        [python, "-m", "pipeline.commands.inspect", *arguments], cwd=folder, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()], done
@@ -80,18 +82,18 @@ def test_nothing_but_the_path_may_identify(found):
         assert secret not in told
 
 
-def test_policy_array_and_errors(found):
+def test_policy_array_and_errors(found, warm_python):
     _, _, folder = found
     (folder / "keep.yaml").write_text("ingest: {burned_in_annotation: keep}\n")
-    (row,), _ = inspect(folder, "raw/burned", "--params", "keep.yaml", "--array", "out.npy")
+    (row,), _ = inspect(folder, "raw/burned", "--params", "keep.yaml", "--array", "out.npy", python=warm_python)
     assert (row["outcome"], row["path"]) == ("accepted", "raw/burned")
     np.testing.assert_array_equal(np.load(folder / "out.npy"), STORED[None].astype(np.float32))
-    rows, done = inspect(folder, "raw", "--array", "out.npy")
+    rows, done = inspect(folder, "raw", "--array", "out.npy", python=warm_python)
     assert (rows, done.returncode) == ([], 2)
     assert "--array is for one file" in done.stderr
-    rows, done = inspect(folder, f"{PATIENT}.dcm")
+    rows, done = inspect(folder, f"{PATIENT}.dcm", python=warm_python)
     assert (rows, done.returncode) == ([], 2)
     assert "Traceback" not in done.stderr
-    rows, done = inspect(folder, "raw/good", "--params", "other.yaml")
+    rows, done = inspect(folder, "raw/good", "--params", "other.yaml", python=warm_python)
     assert (rows, done.returncode) == ([], 2)
     assert "other.yaml is not there" in done.stderr

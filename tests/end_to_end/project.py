@@ -42,7 +42,9 @@ def site(name: str, **simulate: Any) -> dict[str, Any]:
 
 
 class Project:
-    """The copy, with its params as a dict to change."""
+    """The copy, with its params as a dict to change. Its stages run by ``python``."""
+
+    python = Path(sys.executable)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,9 +108,10 @@ class Project:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``python -m COMMAND`` in the project's folder."""
-        environment = {**os.environ, "PYTHONPATH": "."}
+        search = os.pathsep.join([os.fspath(self.python.parent), os.environ["PATH"]])
+        environment = {**os.environ, "PYTHONPATH": ".", "PATH": search}
         done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=self.folder, env=environment, capture_output=True, text=True
+            [self.python, "-m", *command], cwd=self.folder, env=environment, capture_output=True, text=True
         )
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done

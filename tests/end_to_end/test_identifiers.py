@@ -221,11 +221,12 @@ def archive(folder: Path, site: str, patients: int, planter: Planter) -> dict[st
     return {"adapter": "dicom_folder", "redistribution": True, "root": f"raw/{site}", "labels": labels}
 
 
-def test_no_planted_string_leaves_the_archive(tmp_path: Path):
+def test_no_planted_string_leaves_the_archive(tmp_path: Path, warm_python: Path):
     seed = os.urandom(8).hex()
     print(f"planted with seed {seed}")
     planter = Planter(seed)
     project = Project.create(tmp_path / "project")
+    project.python = warm_python
     folder = project.folder
     (folder / "pipeline/simulation/dvc.yaml").unlink()  # raw archives of one's own, as a study has
     params = project.params

@@ -13,7 +13,7 @@ CHOICE = ["choice", "search"]  # on the source alone
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A project after its first full run; tests work on copies."""
+    """A project after its first full run, each stage by a real `python` of its own; tests work on copies."""
     project = Project.create(tmp_path_factory.mktemp("project"))
     ran = project.repro()
     assert sorted(ran) == sorted(
@@ -27,8 +27,10 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def project(base, tmp_path):
-    return base.copy(tmp_path / "project")
+def project(base, warm_python, tmp_path):
+    made = base.copy(tmp_path / "project")
+    made.python = warm_python
+    return made
 
 
 def test_a_second_run_does_nothing(project):

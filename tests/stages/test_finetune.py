@@ -292,7 +292,7 @@ def digests(folder):
     }
 
 
-def test_a_job_that_was_killed_ends_in_the_same_bytes(tmp_path, monkeypatch):
+def test_a_job_that_was_killed_ends_in_the_same_bytes(tmp_path, monkeypatch, warm_python):
     """kill -9 in the first run, and again in the second; what was whole is not trained again."""
     runs = {"seeds": [1, 2], "epochs": 2, "batch_size": 8}
     whole = stage(tmp_path, monkeypatch, "lp_ft", "whole", finetune=runs)
@@ -300,7 +300,7 @@ def test_a_job_that_was_killed_ends_in_the_same_bytes(tmp_path, monkeypatch):
     command = [*paths, f"--params={tmp_path}/params.yaml", f"--backbone={tiny.BACKBONE}", "--method=lp_ft"]
     command.append(f"--out={tmp_path}/again")
     for saves in (4, 7):
-        killed = subprocess.run([sys.executable, "-c", KILLED.format(saves=saves), *command], capture_output=True)
+        killed = subprocess.run([warm_python, "-c", KILLED.format(saves=saves), *command], capture_output=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert not (tmp_path / "again").exists()
     (work,) = (path for path in (tmp_path / ".checkpoints/finetune").iterdir() if path.is_dir())
