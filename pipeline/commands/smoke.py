@@ -17,7 +17,7 @@ from pipeline.params import read_params_file
 
 NAME = "smoke"
 # Not outputs of the graph, but read by it; `prune` and `fetch_weights` make them.
-OUTSIDE = ("data/weights", "data/adapt")
+OUTSIDE = ("data/weights", "data/adapt", "data/continual", "data/forgetting", "data/matrix_scores")
 _PATIENTS = {"patients": 40, "rows": 128, "columns": 128, "pixel_spacing_mm": 3.0}
 _SIZE_PX = 64
 _SMALL: dict[str, dict[str, Any]] = {  # only where the section is there

@@ -17,6 +17,8 @@ from end_to_end.project import BACKBONE, ROOT, Project
 from end_to_end.test_workflow import git, make_environment, runner
 from end_to_end.workflow import load, run_job
 
+from pipeline.commands.smoke import OUTSIDE
+
 pytestmark = pytest.mark.slow
 
 TRAINED = ("scratch", "linear_probe")
@@ -143,7 +145,7 @@ def test_experiments_run_in_place_queued_and_apart_and_stand_side_by_side(upstre
     shutil.copytree(upstream, folder, symlinks=True)
     own_site_cache(folder)
     lock = (folder / "dvc.lock").read_bytes()
-    outside = ["--copy-paths", "data/weights", "--copy-paths", "data/adapt"]
+    outside = [option for path in OUTSIDE for option in ("--copy-paths", path)]
     told = dvc(folder, "exp", "run", "--temp", "--name", "apart", "--set-param", "evaluate.specificity=0.7", *outside)
     assert "Running stage 'evaluate'" in told
     assert "Running stage 'predict'" not in told
