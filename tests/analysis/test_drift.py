@@ -40,8 +40,8 @@ def alarms(number, **changes):
 
 def test_without_drift_it_cries_as_often_as_its_level_says():
     """Over both checks together: 2.9 % of 1,000 months at 5 %."""
-    found, *_ = alarms(200)
-    assert 1 <= found <= binom.ppf(0.999, 200, 0.05)
+    found, *_ = alarms(120)
+    assert 1 <= found <= binom.ppf(0.999, 120, 0.05)
 
 
 def test_images_that_look_otherwise_are_found():

@@ -31,7 +31,7 @@ class Quiet:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two sites of 40 patients, embedded, and two trainings with their predictions."""
+    """Two sites of 30 patients, embedded, and two trainings with their predictions."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as monkeypatch:
         made = Study(folder, monkeypatch, Quiet)
@@ -43,7 +43,7 @@ def study(tmp_path_factory):
         }
         made.params["preprocess"]["size_px"] = 32
         made.params["versions"] |= {name: version(name).split("+")[0] for name in ("torch", "torchvision")}
-        made.fill(patients=40).all()
+        made.fill().all()
         tiny.write_weights(folder / "data/weights" / tiny.BACKBONE)
         for seed in (1, 2):
             model = build(tiny.BACKBONE, 1, seed=seed, state=dict(tiny.weights()))
@@ -85,7 +85,7 @@ def run(study, monkeypatch, folder, *options, site="north", processes=False):
 
     def stage(name, *given):
         with pytest.MonkeyPatch.context() as inside:
-            tiny.call(inside, importlib.import_module(f"pipeline.stages.{name}"), *given)
+            tiny.call(inside, importlib.import_module(f"pipeline.stages.{name}"), *given, "--workers", 1)
 
     with pytest.MonkeyPatch.context() as patch:
         if not processes:

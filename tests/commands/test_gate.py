@@ -106,22 +106,22 @@ def reruns(number, shift=0.0, models=8, places=12, seeds=3, shared=0.6, scatter=
 
 @pytest.mark.parametrize(
     "design",
-    [{}, {"seeds": 5, "models": 4}, {"models": 2, "places": 3}, {"scatter": 0.0}, {"scatter": 1.0}, {"shared": 0.95}],
+    [{}, {"seeds": 5, "models": 4}, {"scatter": 1.0}, {"shared": 0.95}],
     ids=str,
 )
 def test_other_seeds_alone_keep_the_gate_green(design):
-    """At a level of 5 % over all metrics. Of 1,000 reruns each were red: 2.3, 3.3 (8 models), 3.9, 2.3, 2.6 and 3.9 %.
+    """At a level of 5 % over all metrics. Of 1,000 reruns each were red: 2.3, 3.3 (8 models), 2.6 and 3.9 %.
 
     With all of the estimated prior, and not half of it, they were 3.6 to 7.5 %.
     """
-    red, _ = reruns(150, **design)
-    assert red <= 13  # of 150 at 5 % more in 2 of 1,000 runs
+    red, _ = reruns(100, **design)
+    assert red <= 11  # of 100 at 5 %, more in 4 of 1,000 runs
 
 
 @pytest.mark.parametrize(("design", "shift"), [({}, 0.2), ({"seeds": 5, "models": 4}, 0.1)], ids=str)
 def test_a_planted_regression_turns_it_red(design, shift):
-    _, found = reruns(60, shift, **design)
-    assert found >= 54
+    _, found = reruns(30, shift, **design)
+    assert found >= 27
 
 
 def test_what_cannot_be_learnt_has_the_fixed_tolerance():
