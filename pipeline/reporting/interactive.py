@@ -149,7 +149,7 @@ def efficiency(study: Study, finding: str, backbone: str, column: str) -> Spec:
                     axes = {"x": column, "y": "value"}
                     traces.append(_trace(study, family, "efficiency", keyed, axes, hover, dash=dash))
         if traces:
-            panels.append(_panel(study.named(place).title, traces, words, _AUROC, x_type="log"))
+            panels.append(_panel(study.named(place).title, traces, words, _AUROC, x_type="log", dodge=True))
     return _figure(study, families, panels, share="y")
 
 
@@ -227,7 +227,7 @@ def stress(study: Study, finding: str, backbone: str) -> Spec:
         axes = {"x": "severity", "y": "value"}
         traces = [_trace(study, f, "stress", rows, axes, hover) for f, rows in found.items() if rows]
         if traces:
-            panels.append(_panel(label(kind).capitalize(), traces, "Severity", _AUROC))
+            panels.append(_panel(label(kind).capitalize(), traces, "Severity", _AUROC, dodge=True))
     return _figure(study, families, panels, share="y")
 
 
@@ -248,7 +248,7 @@ def abstention(study: Study, finding: str, backbone: str) -> Spec:
                     traces.append(_trace(study, family, "abstention", rows[::-1], axes, hover))
             side = "Home" if site in study.sources else "Elsewhere"
             title = f"{side}: {label(site)}; {label(score)}"
-            panels.append(_panel(title, traces, "Images kept", _AUROC, x_format=".0%", backwards=True))
+            panels.append(_panel(title, traces, "Images kept", _AUROC, x_format=".0%", backwards=True, dodge=True))
     return _figure(study, families, panels, share="y")
 
 

@@ -97,7 +97,11 @@
   const drawn = (trace, panel, spec) => {
     const series = spec.series[trace.series];
     const colour = night.matches ? series.dark : series.colour;
-    const x = trace.raw[trace.x];
+    // Side by side, so that no interval hides another.
+    const log = panel.x_type === "log";
+    const every = panel.dodge ? panel.traces.flatMap((other) => other.raw[other.x]).map((value) => (log ? Math.log10(value) : value)) : [0];
+    const aside = 0.012 * (trace.series - (spec.series.length - 1) / 2) * (Math.max(...every) - Math.min(...every));
+    const x = trace.raw[trace.x].map((value) => (!aside ? value : log ? value * 10 ** aside : value + aside));
     const at = panel.rows ? trace.keys.map(() => -panel.rows.indexOf(series.name)) : trace.raw[trace.y];
     const meta = { series: trace.series };
     const traces = [];
