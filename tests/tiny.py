@@ -95,12 +95,13 @@ def weights(backbone=BACKBONE, seed=7):
     """Random, with batch-norm statistics of noise: with the fresh ones features would vanish in evaluation mode."""
     size_px = NATIVE_PX.get(backbone, 64)
     model = architecture(backbone, seed).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        model(torch.randn(32 if size_px == 64 else 2, 3, size_px, size_px))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for module in norms:
+        module.momentum = None
+    if norms:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            model(torch.randn(32 if size_px == 64 else 2, 3, size_px, size_px))
     return MappingProxyType(model.state_dict())
 
 

@@ -23,7 +23,7 @@ from pipeline.tables.contract import make_table
 from pipeline.tables.evaluation import Calibration, Metrics, SeedSpread, Thresholds
 from pipeline.tables.predictions import Predictions
 
-PARAMS = EvaluateParams(seed=1, resamples=200)
+PARAMS = EvaluateParams(seed=1, resamples=100)
 SOURCE, TARGET = ["east", "north"], ["west", "south"]
 SITES = {"id_val": SOURCE, "id_test": SOURCE, "ood_test": TARGET}
 
@@ -65,7 +65,7 @@ def run(images, method, seed, signal=1.0, backbone="resnet", **others):
     )
 
 
-def study(images=None, methods=("scratch", "full"), seeds=(0, 1, 2), **others):
+def study(images=None, methods=("scratch", "full"), seeds=(0, 1), **others):
     images = cohort() if images is None else images
     return pd.concat(
         [
@@ -142,9 +142,9 @@ def test_value_is_the_mean_over_seeds(evaluation, predictions):
     assert row["value"] == pytest.approx(np.mean(each))
     assert row["ci_low"] < row["value"] < row["ci_high"]
     assert (row["num_images"], row["num_patients"]) == (60, 30)
-    assert "3 runs" in row["interval"]
-    single = one(evaluation.metrics, run="resnet-full-s2", split="ood_test", group="site=west")
-    assert single["value"] == pytest.approx(each[2])
+    assert "2 runs" in row["interval"]
+    single = one(evaluation.metrics, run="resnet-full-s1", split="ood_test", group="site=west")
+    assert single["value"] == pytest.approx(each[1])
 
 
 def test_the_spread_is_that_of_the_single_trainings(evaluation):
@@ -157,7 +157,7 @@ def test_the_spread_is_that_of_the_single_trainings(evaluation):
             & evaluation.metrics["run"].str.startswith("resnet-full")
         ]
         row = one(table, run="resnet-full", split=split, group=group, metric="auroc")
-        assert row["num_runs"] == len(single) == 3
+        assert row["num_runs"] == len(single) == 2
         assert row["variance"] == pytest.approx(np.var(single["value"], ddof=1))
     known = evaluation.metrics[~evaluation.metrics["metric"].str.contains("minus|delong")]
     pooled = known[~known["run"].str.contains("-s\\d")]
@@ -187,7 +187,7 @@ def test_worst_site_gap_and_difference_agree_with_their_parts(evaluation):
     paired = value("resnet-full", "target", "auroc_minus_scratch")
     expected = value("resnet-full", "target")["value"] - value("resnet-scratch", "target")["value"]
     assert paired["value"] == pytest.approx(expected)
-    assert "3 and 3 runs" in paired["interval"]
+    assert "2 and 2 runs" in paired["interval"]
 
 
 def width(table, **wanted):
@@ -275,7 +275,7 @@ def test_order_of_rows_does_not_matter(evaluation, predictions):
 
 
 def test_seed_changes_intervals_and_no_value(evaluation, predictions):
-    again = evaluate(predictions, EvaluateParams(seed=2, resamples=200), SOURCE, TARGET).metrics
+    again = evaluate(predictions, EvaluateParams(seed=2, resamples=100), SOURCE, TARGET).metrics
     pd.testing.assert_series_equal(again["value"], evaluation.metrics["value"])
     assert (again["ci_low"] != evaluation.metrics["ci_low"]).any()
 
@@ -305,7 +305,7 @@ def test_images_without_label_are_left_out_and_counted():
     row = one(made.metrics, run="resnet-full", group="site=west", metric="auroc")
     assert (row["num_images"], row["num_patients"]) == (53, 27)
     assert row["note"] == "7 images without label left out"
-    assert pick(made.calibration, run="resnet-full", group="site=west")["num_images"].sum() == 3 * 53
+    assert pick(made.calibration, run="resnet-full", group="site=west")["num_images"].sum() == 2 * 53
 
 
 def test_a_site_without_labels_or_images_is_null():
@@ -386,7 +386,8 @@ def test_perfect_separation_has_an_exact_auroc_and_no_slope():
 def test_draws_of_the_label_subset_are_the_repetitions():
     images = cohort()
     frame = pd.concat(
-        [study(images, label_fraction=0.1, draw=draw) for draw in (0, 1)] + [study(images)], ignore_index=True
+        [study(images, label_fraction=0.1, draw=draw) for draw in (0, 1)] + [study(images, seeds=(0, 1, 2))],
+        ignore_index=True,
     )
     made = evaluate(contract(frame), PARAMS, SOURCE, TARGET).metrics
     row = one(made, run="resnet-full-labels10", group="target", metric="auroc")
@@ -447,7 +448,7 @@ def test_the_baseline_without_pixels_is_every_familys_twin_and_leaves_other_rows
         ]
         assert row["value"] == pytest.approx(values[0] - values[1])
         assert row["ci_low"] < row["value"] < row["ci_high"]
-        assert row["interval"].endswith("spread of 3 runs, one method without chance")
+        assert row["interval"].endswith("spread of 2 runs, one method without chance")
     own = pick(made.metrics, run="no_pixels-logistic")
     assert {"auroc", "brier"} < set(own["metric"])
     assert not own["metric"].str.contains("_minus_").any()
@@ -518,7 +519,7 @@ def recorded(images):
     return frame.assign(**{"sex+vendor": frame["sex"] + "+" + frame["vendor"]})
 
 
-BY_GROUP = EvaluateParams(seed=1, resamples=200, domains=["vendor"], subgroups=["sex", "sex+vendor"])
+BY_GROUP = EvaluateParams(seed=1, resamples=100, domains=["vendor"], subgroups=["sex", "sex+vendor"])
 
 
 @pytest.fixture(scope="module")
@@ -558,7 +559,7 @@ def test_the_worst_subgroup_is_one_that_is_known(by_group):
     worst = min(("vendor=ge", "vendor=mr"), key=lambda name: rows.loc[name, "value"])
     assert rows.loc["worst_vendor", "value"] == rows.loc[worst, "value"]
     assert rows.loc["worst_vendor", "note"] == worst
-    assert rows.loc["worst_vendor", "interval"].startswith("95 % for the worst of 2: each at 97")
+    assert re.match("95 % for the worst of 2: each at 9[78] %", rows.loc["worst_vendor", "interval"])
     assert rows.loc["worst_vendor", "ci_low"] < rows.loc[worst, "ci_low"]
 
 
@@ -569,7 +570,7 @@ def test_no_group_of_a_few_patients_is_called_the_worst(predictions):
     rows = pick(evaluate(predictions, BY_GROUP, SOURCE, TARGET, groups).metrics, run="resnet-full", split="ood_test")
     worst = one(rows, group="worst_vendor", metric="auroc")
     assert worst["note"] == "vendor=mr; under 10 patients of a class: vendor=few, vendor=ge"
-    groups["sex"] = [f"sex={number // 6}" for number in range(len(groups))]
+    groups["sex"] = [f"sex={number // 24}" for number in range(len(groups))]
     rows = pick(evaluate(predictions, BY_GROUP, SOURCE, TARGET, groups).metrics, run="resnet-full", split="ood_test")
     worst = one(rows, group="worst_sex", metric="auroc")
     assert worst["note"] == "under 10 patients of a class in every group"
@@ -591,7 +592,7 @@ def test_findings_do_not_mix(evaluation):
 def test_calibration_bins(evaluation):
     rows = pick(evaluation.calibration, run="resnet-full", group="target")
     assert rows["bin"].tolist() == list(range(10))
-    assert (rows["num_images"] == 36).all()  # 120 images x 3 runs / 10
+    assert (rows["num_images"] == 24).all()  # 120 images x 2 runs / 10
     assert rows["mean_probability"].is_monotonic_increasing
 
 

@@ -7,6 +7,7 @@ exist in two versions. Each patient's pixels and features are random bytes that 
 import io
 import json
 import shutil
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,11 +234,16 @@ class Study:
         needles |= {pixels(patient, frame).tobytes() for patient in patients for frame in frames}
         needles |= {features(patient, frame).tobytes() for patient in patients for frame in frames}
         needles |= {(features(patient, frame) + 1).tobytes() for patient in patients for frame in frames}
-        return {path.relative_to(self.folder) for path in self.files() if any(n in plain(path) for n in needles)}
+        return {
+            path.relative_to(self.folder)
+            for path in self.files()
+            if any(n in plain(path.read_bytes()) for n in needles)
+        }
 
 
-def plain(path):
-    content = path.read_bytes()
+@cache
+def plain(content):
+    """Parquet decoded too, once: most files stand in several places, and stay as they are."""
     if content[:4] == b"PAR1":
         content += pq.read_table(io.BytesIO(content)).to_pandas().to_csv().encode()
     return content

@@ -37,14 +37,18 @@ PAIRS = [
     for method in sorted(tiny.METHODS)
 ]
 LAST = sorted(tiny.METHODS)[-1]
+BY_FEATURES = ("linear_probe", "lp_ft", "prototypes", "vgg_head")
 
 
 @cache
 def prepared(backbone):
-    """Data, and the frozen backbone's features."""
-    data = tiny.dataset(num=4, num_val=2, size_px=SIZES[backbone])
-    made = tiny.engine(data, backbone)
-    return data, made.features, made.pooled
+    """The frozen backbone's features."""
+    made = tiny.engine(images_of(backbone), backbone)
+    return made.features, made.pooled
+
+
+def images_of(backbone):
+    return tiny.dataset(num=4, num_val=2, size_px=SIZES[backbone])
 
 
 def logits_of(model, data):
@@ -53,7 +57,8 @@ def logits_of(model, data):
 
 @pytest.mark.parametrize(("backbone", "method"), PAIRS)
 def test_one_step_is_saved_loaded_and_predicts_the_same(tmp_path, backbone, method):
-    data, features, pooled = prepared(backbone)
+    data = images_of(backbone)
+    features, pooled = prepared(backbone) if method in BY_FEATURES else (np.full((4, 1), np.nan, np.float32),) * 2
     epochs = 2 if method == "gradual_unfreeze" else 1
     engine = tiny.engine(data, backbone, loop=tiny.loop(epochs=epochs, batch_size=4), features=features, pooled=pooled)
     module = importlib.import_module(f"pipeline.transfer.{method}")
@@ -74,4 +79,5 @@ def test_one_step_is_saved_loaded_and_predicts_the_same(tmp_path, backbone, meth
     if method == LAST:
         tiny.weights.cache_clear()
         prepared.cache_clear()
-    gc.collect()
+    if backbone in HEAVY:
+        gc.collect()
