@@ -13,6 +13,9 @@ from dvc.utils.serialize import modify_yaml
 
 from pipeline import cli
 
+# Where params name nothing of the kind no stage makes these, and DVC wants what a stage depends on to be there.
+OPTIONAL = ("data/adapt", "data/continual", "data/forgetting", "data/gallery", "data/matrix_scores")
+
 
 def stale_entries(lock: dict[str, Any], known: Iterable[str]) -> dict[str, list[str]]:
     """Stages of a lock file that the graph no longer has, with their outputs' paths."""
@@ -49,9 +52,8 @@ def main() -> None:
     for file, names in by_file.items():
         for name in prune_lock(file.with_name("dvc.lock"), names, Path.cwd()):
             print(f"removed {name}")
-    # Where params name nothing of the kind no stage makes it, and DVC wants what a stage depends on to be there.
-    for name in ("adapt", "continual", "forgetting", "gallery", "matrix_scores"):
-        Path("data", name).mkdir(parents=True, exist_ok=True)
+    for folder in OPTIONAL:
+        Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":

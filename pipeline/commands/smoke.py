@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cli
+from pipeline.commands.prune import OPTIONAL
 from pipeline.errors import PipelineError
 from pipeline.params import read_params_file
 
 NAME = "smoke"
 # Not outputs of the graph, but read by it; `prune` and `fetch_weights` make them.
-OUTSIDE = ("data/weights", "data/adapt", "data/continual", "data/forgetting", "data/matrix_scores")
+OUTSIDE = ("data/weights", *OPTIONAL)
 _PATIENTS = {"patients": 40, "rows": 128, "columns": 128, "pixel_spacing_mm": 3.0}
 _SIZE_PX = 64
 _SMALL: dict[str, dict[str, Any]] = {  # only where the section is there
