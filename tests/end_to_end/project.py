@@ -89,6 +89,7 @@ class Project:
         params["stress"] |= {"kinds": ["marker"], "severities": [5], "resamples": 100}
         params["diagnose"]["permutations"] = 100
         params["membership"] |= {"resamples": 100}
+        params["controls"] |= {"permutations": 10, "resamples": 100}
         project.params = params
         return project
 

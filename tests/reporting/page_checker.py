@@ -14,6 +14,7 @@ from pipeline.tables.baseline import BaselineColumns
 from pipeline.tables.choice import RankCorrelations, SearchOutcome, SearchRungs, TransferScores
 from pipeline.tables.continual import ContinualMeasures, ContinualScores, ContinualSteps
 from pipeline.tables.contract import Table
+from pipeline.tables.controls import Controls
 from pipeline.tables.diagnosis import Abstention, Diagnoses, Probes
 from pipeline.tables.evaluation import Calibration, Efficiency, LabelSavings, Metrics, Overfitting, Thresholds, Verdicts
 from pipeline.tables.files import Deidentification, Notes
@@ -56,6 +57,7 @@ CONTRACTS: dict[str, type[Table]] = {
     "search_outcome": SearchOutcome,
     "protocol": Protocols,
     "openings": Openings,
+    "controls": Controls,
     "diagnoses": Diagnoses,
     "probes": Probes,
     "abstention": Abstention,

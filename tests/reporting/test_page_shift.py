@@ -198,7 +198,7 @@ class TestControls:
     def test_one_alarm_is_told_before_all_else(self):
         frame = fabricated.study().frames["controls"].copy()
         frame.loc[0, "verdict"] = "alarm"
-        made = with_frame(controls=frame[frame["run"].str.contains("resnet18")])
+        made = with_frame(controls=frame)
         assert made.index("A control raised an alarm") < made.index('<section id="summary">')
         assert "Alarm: read this before anything else" in shown(made, "controls")
         assert "1 raised an alarm" in shown(made, "controls")
@@ -218,7 +218,8 @@ class TestRemedies:
         assert all("−0.03 −0.05 to −0.01 harms p 0.012" in row for row in coral)
 
     def test_decisions_are_counted(self, page: str, study: Study):
-        counted = [(a["data-where"], text) for a, text in read(page).data if "data-where" in a]
+        remedies = [(a, text) for a, text in read(page).data if a["data-table"] == "remedies"]
+        counted = [(a["data-where"], text) for a, text in remedies if "data-where" in a]
         assert ("decision=refused|remedy=prevalence|site=east", "6") in counted
         assert len(counted) == 3 * len(fabricated_shift.REMEDIES) * len(fabricated.TARGETS)
         assert "the prevalence cannot be told from 31 patients" in shown(page, "remedies")
