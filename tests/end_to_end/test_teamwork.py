@@ -56,6 +56,7 @@ def upstream(tmp_path_factory):
     git(folder, "init", "--quiet", "--initial-branch=main")
     git(folder, "config", "user.name", "test")
     git(folder, "config", "user.email", "test@example.org")
+    git(folder, "commit", "--quiet", "--allow-empty", "-m", "before")  # DVCLive wants one
     project.repro()
     project.run("pipeline.commands.gate", "--update")
     git(folder, "add", ".")
