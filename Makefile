@@ -88,6 +88,11 @@ report: $(STAMP)  ## Make the report again from the tables there are
 .PHONY: setup
 setup: $(STAMP)  ## Make the environment and nothing else
 
+.PHONY: pictures
+pictures: $(STAMP)  ## Draw the README's pictures again, from the tables of studies/chestxray14_view
+	cd studies/chestxray14_view
+	PYTHONPATH=../../ python -m pipeline.commands.pictures --out ../../docs/images
+
 .PHONY: gate
 gate: $(STAMP)  ## Compare the metrics with the committed baseline; fails on a regression
 	python -m pipeline.commands.gate

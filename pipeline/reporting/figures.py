@@ -431,15 +431,18 @@ def _curves(
 
 
 def reliability(study: Study, finding: str, backbone: str) -> Figure:
-    """Observed rate over mean predicted probability per bin, at home and elsewhere."""
-    families, look = study.families_of(backbone), looks(study)
+    """Observed rate over mean predicted probability per bin, at home and elsewhere; of methods with all labels."""
+    families, look = study.main_families(backbone), looks(study)
     pooled = {place.group: place.title for place in (HOME, ELSEWHERE)}
     seen = {row["group"] for _, row in study.rows("calibration", finding=finding)}
     groups = [group for group in pooled if group in seen] or sorted(seen)
     side, pitch = 3.7, 4.75
+    width = max(0.8 + pitch * len(groups), 6.0)
+    per_row = int(width // 2.9)  # of the legend: the longest name is 2.5 inches
+    lines = -(-len(families) // per_row)
     sheet = Sheet(
-        max(0.8 + pitch * len(groups), 6.0),
-        side + 1.45,
+        width,
+        side + 1.0 + 0.22 * lines,
         f"Calibration: {label(finding)}, {backbone}",
         "On the dashed line, what is predicted is what is observed; below it, predictions are too high.",
         study.not_imagenet,
@@ -471,10 +474,9 @@ def reliability(study: Study, finding: str, backbone: str) -> Figure:
         axes.set_title(pooled.get(group, label(group)), loc="left", fontsize=10, fontweight="bold")
         axes.grid()
         axes.locator_params(nbins=6)
-    below = 0.3 / sheet.height
-    sheet.figure.legend(
-        handles=handles, loc="center left", ncols=len(handles), bbox_to_anchor=(0.5 / sheet.width, below)
-    )
+    legend = sheet.axes(0.65, side + 0.9, width - 0.7, 0.2 * lines)
+    legend.axis("off")
+    legend.legend(handles=handles, loc="upper left", ncols=per_row, borderpad=0, borderaxespad=0)
     return sheet.figure
 
 

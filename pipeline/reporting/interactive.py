@@ -155,7 +155,7 @@ def efficiency(study: Study, finding: str, backbone: str, column: str) -> Spec:
 
 def reliability(study: Study, finding: str, backbone: str) -> Spec:
     """Observed rate over mean predicted probability, at home and elsewhere."""
-    families = study.families_of(backbone)
+    families = study.main_families(backbone)
     hover = [("Mean predicted probability", "mean_probability"), ("Observed rate", "observed_rate")]
     hover += [("Images", "num_images")]
     panels = []
