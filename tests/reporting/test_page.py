@@ -42,6 +42,7 @@ SECTIONS = [
     "matrix",
     "stress",
     "remedies",
+    "controls",
     "continual",
     "calibration",
     "subgroups",
