@@ -93,6 +93,10 @@ pictures: $(STAMP)  ## Draw the README's pictures again, from the tables of stud
 	cd studies/chestxray14_view
 	PYTHONPATH=../../ python -m pipeline.commands.pictures --out ../../docs/images
 
+.PHONY: partial
+partial: $(STAMP)  ## Where stages failed: a page of what there is, which says first what is missing
+	python -m pipeline.commands.partial
+
 .PHONY: gate
 gate: $(STAMP)  ## Compare the metrics with the committed baseline; fails on a regression
 	python -m pipeline.commands.gate

@@ -137,6 +137,23 @@ def _overlap(study: Study) -> tuple[Line, ...] | None:
     return tuple(Line(key) for key, row in rows if row["check"] in wanted and row["count"]) if rows else None
 
 
+def _controls(study: Study) -> tuple[Line, ...] | None:
+    rows = list(study.rows("controls"))
+    return tuple(Line(key) for key, row in rows if row["verdict"] == "alarm") if rows else None
+
+
+def _membership(study: Study) -> tuple[Line, ...] | None:
+    """Attacks that tell training patients from others better than guessing, on methods over all trainings."""
+    found, seen = [], False
+    for backbone in study.backbones:
+        for family in study.attacked(backbone):
+            for key, row in study.rows("attacks", run=family.run):
+                seen = seen or row["ci_low"] is not None
+                if row["ci_low"] is not None and row["ci_low"] > GUESSING:
+                    found.append(Line(key, family))
+    return tuple(found) if seen else None
+
+
 def _defects(study: Study) -> tuple[Line, ...] | None:
     rows = list(study.rows("flow"))
     return tuple(Line(key) for key, row in rows if row["kind"] == "defect") if rows else None
@@ -307,6 +324,7 @@ def _remedies(study: Study) -> tuple[Line, ...] | None:
 
 _CHECKS: tuple[tuple[str, str, Callable[[Study], tuple[Line, ...] | None], bool], ...] = (
     ("leakage", "leakage", _leakage, True),
+    ("controls", "controls", _controls, True),
     ("defects", "funnel", _defects, True),
     ("refused", "funnel", _refused, False),
     ("undecided", "verdict", _undecided, False),
@@ -322,4 +340,5 @@ _CHECKS: tuple[tuple[str, str, Callable[[Study], tuple[Line, ...] | None], bool]
     ("threshold", "calibration", _threshold, False),
     ("subgroups", "subgroups", _subgroups, False),
     ("remedies", "remedies", _remedies, False),
+    ("membership", "membership", _membership, False),
 )

@@ -103,6 +103,8 @@ def put(where: dict[str, Any], **values: Any) -> Callable[[pd.DataFrame], None]:
 ELSEWHERE = {"split": "ood_test", "group": "target"}
 # By check: the table, a change that raises it, one that does not.
 CASES: dict[str, tuple[str, Any, Any]] = {
+    "controls": ("controls", put({}, verdict="alarm"), put({}, verdict="passed")),
+    "membership": ("attacks", put({}, ci_low=0.51), put({}, ci_low=0.5)),
     "leakage": ("leakage", put({"must_be_zero": True}, count=3), put({"must_be_zero": True}, count=0)),
     "defects": ("flow", put({"reason": "not_dicom"}, kind="defect"), lambda _: None),
     "refused": (
