@@ -16,18 +16,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that take minutes, first: else one core works on the last of them while the others have nothing left.
 LONGEST = (
-    "test_selectivity.py",
-    "test_controls.py",
-    "test_every_pair.py",
-    "test_identifiers.py",
-    "test_distributed.py",
+    "end_to_end/test_selectivity.py",
+    "end_to_end/test_controls.py",
+    "end_to_end/test_identifiers.py",
+    "end_to_end/test_handover.py",
+    "transfer/test_every_pair.py",
+    "training/test_distributed.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In the order of LONGEST, then as collected."""
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

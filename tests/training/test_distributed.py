@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training import distributed_worker
 
 from pipeline.params import ParamsError
 from pipeline.training.determinism import ComputeParams, make_fabric
@@ -37,7 +38,12 @@ def furthest(one, other):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone"), 1, "frozen")
+    """In this process, which has torch imported."""
+    out = tmp_path_factory.mktemp("alone") / "alone.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(WORKER), "1", "frozen", "none", str(out)])
+        distributed_worker.main()
+    return torch.load(out, weights_only=True)
 
 
 @pytest.mark.parametrize("how", [pytest.param("torchrun", marks=pytest.mark.slow), "by itself"])
