@@ -112,6 +112,7 @@ SHIFT = (
     "choice",
     "search",
     "diagnose",
+    "controls",
     "stress",
     "membership",
     "adapt",
