@@ -17,7 +17,7 @@ METHODS = {
 
 
 BEFORE = ("features", "choice", "baseline")
-TRAINED = ("finetune", "predict", "evaluate")
+TRAINED = ("finetune", "search", "predict", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,12 @@ def project(tmp_path_factory):
     params["sites"] = {"home": site("home", **plain), "away": site("away", **plain)}
     params["split"] |= {"id_val_fraction": 0.2, "id_test_fraction": 0.3}
     params["methods"] = METHODS
-    params["finetune"] |= {"seeds": [1, 2, 3, 4], "epochs": 2}
+    params["finetune"] |= {"seeds": [1, 2, 3, 4, 5, 6], "epochs": 2}
     params["evaluate"]["resamples"] = 400
     made.params = params
     made.run("pipeline.commands.fetch_weights")
     with pytest.MonkeyPatch.context() as patch:
-        made.run_here(
-            patch, "simulate", "ingest", "labels", "preprocess", "split", "gather", *BEFORE, "search", *TRAINED
-        )
+        made.run_here(patch, "simulate", "ingest", "labels", "preprocess", "split", "gather", *BEFORE, *TRAINED)
     return made
 
 
@@ -55,10 +53,10 @@ def test_a_plain_signal_is_found(project):
 
 
 def test_scratch_against_scratch_is_no_difference(project):
-    """Two seeds of scratch against two others, as if they were two methods."""
+    """Three seeds of scratch against three others, as if they were two methods."""
     predictions = read_table(Predictions, project.folder / "data/predict/predictions.parquet")
     predictions = predictions[predictions["method"] == "scratch"].reset_index(drop=True)
-    later = predictions["seed"] > 2
+    later = predictions["seed"] > 3
     predictions.loc[later, "method"] = "scratch_again"
     result = evaluate(predictions, EvaluateParams(seed=1, resamples=400), ["home"], ["away"]).metrics
     differences = result[(result["metric"] == "auroc_minus_scratch") & result["group"].isin(["source", "target"])]
@@ -69,7 +67,7 @@ def test_scratch_against_scratch_is_no_difference(project):
 def test_permuted_labels_leave_every_method_at_one_half(project, tmp_path, monkeypatch):
     control = project.copy(tmp_path / "permuted")
     params = control.params
-    params["finetune"] |= {"permute_labels": True, "seeds": [1, 2]}
+    params["finetune"]["permute_labels"] = True
     control.params = params
     control.run_here(monkeypatch, *TRAINED)
     found = rows(control, "auroc")
